@@ -1,0 +1,7 @@
+//! Floor 0: the words of the contract as types. Pure: no I/O, no clock but where one is handed in.
+
+pub mod callback;
+pub mod message;
+pub mod retry;
+pub mod seat;
+pub mod time;

@@ -1,0 +1,10 @@
+//! herenow: a relay for messages that matter only now.
+//!
+//! The floors, from below: [`domain`] (the contract's words as types), [`ports`] and [`config`] (what the relay asks of its planes, and
+//! its keys), `backend` (the planes), [`relay`] (routing, receipts, streams, callbacks), `http` (the doors), [`app`] (the roof). A floor
+//! uses lower ones only. `docs/architecture.md` follows a message through them.
+
+pub mod config;
+pub mod domain;
+pub mod ports;
+pub mod relay;

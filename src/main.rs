@@ -1,0 +1,3 @@
+//! The herenow program.
+
+fn main() {}

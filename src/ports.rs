@@ -1,0 +1,557 @@
+//! Floor 1: what the relay asks of its two planes, as promises that a backend keeps (MECHANISMS.md, "Two planes").
+//!
+//! The *ephemeral* plane ([`Ephemeral`]) knows who is online where and carries messages in flight; the *durable* plane ([`Store`])
+//! keeps persisted messages and callbacks. Nothing of one is ever in the other.
+
+use crate::domain::callback::{Callback, CallbackState, Endpoint, LastError, Settlement};
+use crate::domain::message::{Cursor, Message, PushWish};
+use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, UserId};
+use crate::domain::time::Timestamp;
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A cause from a driver, kept for the log only.
+pub type Cause = Box<dyn Error + Send + Sync>;
+
+// === The ephemeral plane ===
+
+/// The ephemeral plane can't be asked now, so presence is unknown: never "offline".
+#[derive(Debug, thiserror::Error)]
+#[error("the ephemeral plane is away")]
+pub struct Away(#[source] pub Cause);
+
+/// Why a device can't be seated.
+#[derive(Debug, thiserror::Error)]
+pub enum SeatError {
+    /// The user has as many devices online as are allowed.
+    #[error("the user has {0} devices online already")]
+    TooManyDevices(usize),
+    /// See [`Away`].
+    #[error(transparent)]
+    Away(#[from] Away),
+}
+
+/// Why an offer has no verdict. This is the fallthrough rule in the type system.
+#[derive(Debug, thiserror::Error)]
+pub enum OfferError {
+    /// Certainly not taken, now or later: the next seat may be tried.
+    #[error("certainly not taken")]
+    NotTaken,
+    /// It may have been taken: no other seat may be tried.
+    #[error("not known whether it was taken")]
+    Unknown,
+}
+
+/// Who is online where, idempotency of online-only sends, and stream tickets. All of it may vanish with the plane.
+#[async_trait]
+pub trait Directory: Send + Sync + 'static {
+    /// Registers an open stream and returns the seat of the same device that it replaces, if any.
+    ///
+    /// A `max_devices`-th+1 device of a user is refused; a replacement never is.
+    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError>;
+
+    /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor. False if it wasn't there.
+    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<bool, Away>;
+
+    /// Notes activity of a device, and its new state if there is one. False if the device has no seat.
+    async fn touch(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        state: Option<DeviceState>,
+        at: Timestamp,
+    ) -> Result<bool, Away>;
+
+    /// The presence of each user, in order. Seats of nodes that are known to be dead are left out.
+    async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away>;
+
+    /// Takes an idempotency key for an online-only send before anything is offered.
+    async fn claim_key(&self, key: &str, claim: KeyClaim) -> Result<Claimed, KeyError>;
+
+    /// Remembers the answer of a claimed key; `None` gives the key back, as nothing was sent.
+    async fn settle_key(&self, key: &str, answer: Option<Bytes>) -> Result<(), Away>;
+
+    /// What is known of a key, without taking it: the hash of its body.
+    async fn peek_key(&self, key: &str) -> Result<Option<BodyHash>, Away>;
+
+    /// Keeps a ticket for one use until it expires.
+    async fn put_ticket(&self, digest: [u8; 32], ticket: Ticket) -> Result<(), TicketError>;
+
+    /// Takes a ticket out; `None` if there is none, or it has expired, or it was used.
+    async fn take_ticket(&self, digest: [u8; 32], now: Timestamp) -> Result<Option<Ticket>, Away>;
+}
+
+/// SHA-256 of a request body.
+pub type BodyHash = [u8; 32];
+
+/// What an idempotency key is taken with.
+#[derive(Clone, Debug)]
+pub struct KeyClaim {
+    /// Of the request's body.
+    pub body: BodyHash,
+    /// From when on the key may be used anew.
+    pub expires_at: Timestamp,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// The result of claiming a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// It is yours: send, then settle it.
+    New,
+    /// The first answer to the same body.
+    Answered(Bytes),
+    /// The same body is being sent at this moment.
+    InProgress,
+    /// It was used with another body.
+    OtherBody,
+}
+
+/// Why a key can't be claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// As many keys as may be remembered are remembered.
+    #[error("too many idempotency keys are remembered")]
+    Full,
+    /// See [`Away`].
+    #[error(transparent)]
+    Away(#[from] Away),
+}
+
+/// Why a ticket can't be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum TicketError {
+    /// As many tickets as may be kept are kept.
+    #[error("too many tickets wait to be used")]
+    Full,
+    /// See [`Away`].
+    #[error(transparent)]
+    Away(#[from] Away),
+}
+
+/// The right to open one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// For whom.
+    pub user: UserId,
+    /// For which device, if the token named one.
+    pub device: Option<DeviceId>,
+    /// The ticket is good until then.
+    pub expires_at: Timestamp,
+    /// The stream ends then: the end of the token that it was drawn on.
+    pub stream_until: Timestamp,
+}
+
+/// An online-only frame on its way to a seat of another node.
+#[derive(Clone, Debug)]
+pub struct RemoteOffer {
+    /// The seat, by its connection number.
+    pub seat: SeatInfo,
+    /// The encoded event.
+    pub frame: Bytes,
+    /// How long it may wait in the seat's queue.
+    pub ttl: Duration,
+    /// How long it may wait while the user has another device; then it is taken back.
+    pub patience: Option<Duration>,
+    /// See [`crate::domain::message::Mode::OnlineOnly`].
+    pub collapse_key: Option<Arc<str>>,
+}
+
+/// What one node tells another without waiting for an answer.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// These users have new persisted messages: read the store.
+    Stored(Vec<UserId>),
+    /// End this stream: it was replaced or kicked.
+    Close(SeatInfo, Bye),
+}
+
+/// Why a stream ends (CONTRACT.md 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "each is the contract's word of its name")]
+pub enum Bye {
+    Replaced,
+    TokenExpired,
+    Kicked,
+    Draining,
+    Rotate,
+    Unauthorized,
+}
+
+impl Bye {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Replaced => "replaced",
+            Self::TokenExpired => "token_expired",
+            Self::Kicked => "kicked",
+            Self::Draining => "draining",
+            Self::Rotate => "rotate",
+            Self::Unauthorized => "unauthorized",
+        }
+    }
+}
+
+/// What became of an offered frame at a seat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Handed to the stream.
+    Taken,
+    /// Certainly not, and never will be.
+    Refused(Refusal),
+}
+
+/// Why a seat did not take a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Its queue has no room.
+    Full,
+    /// The stream has ended, or ended before its turn came.
+    Closed,
+    /// It waited too long.
+    Expired,
+    /// A newer one with its collapse key took its place.
+    Superseded,
+    /// It was taken back by the sender.
+    Revoked,
+}
+
+/// The way between nodes.
+#[async_trait]
+pub trait Bus: Send + Sync + 'static {
+    /// Offers a frame to a seat of another node and waits for the verdict.
+    async fn offer(&self, node: &NodeId, offer: RemoteOffer) -> Result<Verdict, OfferError>;
+
+    /// Tells another node something; what can't be told is lost, and heals by the rules of the streams.
+    async fn tell(&self, node: &NodeId, notice: Notice) -> Result<(), Away>;
+
+    /// From now on offers and notices for this node go to `door`.
+    async fn listen(&self, node: &NodeId, door: Arc<dyn NodeDoor>) -> Result<(), Away>;
+}
+
+/// Where a node takes in what the bus brings.
+#[async_trait]
+pub trait NodeDoor: Send + Sync + 'static {
+    /// Offers to a seat of this node.
+    async fn offered(&self, offer: RemoteOffer) -> Verdict;
+    /// Heeds a notice.
+    async fn noticed(&self, notice: Notice);
+}
+
+/// The ephemeral plane as one.
+pub trait Ephemeral: Directory + Bus {}
+impl<T: Directory + Bus> Ephemeral for T {}
+
+// === The durable plane ===
+
+/// Why the durable plane didn't do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk or the server failed. Nothing of the call is durable, unless a commit's outcome was lost: a repeat with the same
+    /// idempotency key is safe.
+    #[error("the store is away")]
+    Unavailable(#[source] Cause),
+    /// Its queue is full: try again later.
+    #[error("the store has more to write than it can hold")]
+    Overloaded,
+}
+
+/// A persisted message to be appended, with all that must be durable with it.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// The message.
+    pub message: Message,
+    /// Kept until then.
+    pub expires_at: Timestamp,
+    /// What the push callback is told.
+    pub push: PushWish,
+    /// Users without duplicates.
+    pub recipients: Vec<UserId>,
+    /// A storage callback is to be made.
+    pub storage_callback: bool,
+    /// For each recipient, in order, when its push is due; empty: no push callbacks are to be made.
+    pub push_due: Vec<Timestamp>,
+    /// Lease the new callbacks to the caller, per endpoint, for handing them to a dispatcher at once.
+    pub lease: Leases,
+    /// The sender's idempotency key.
+    pub key: Option<StoreKey>,
+}
+
+/// For which endpoints the caller has room for new callbacks.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(missing_docs, reason = "one per endpoint")]
+pub struct Leases {
+    pub storage: bool,
+    pub push: bool,
+}
+
+/// An idempotency key of a persisted send.
+#[derive(Clone, Debug)]
+pub struct StoreKey {
+    /// The caller's text.
+    pub key: String,
+    /// Of the request's body.
+    pub body: BodyHash,
+    /// From when on the key may be used anew.
+    pub expires_at: Timestamp,
+}
+
+/// What a send answers, and what a repeat of it answers again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Of the message.
+    pub id: Uuid,
+    /// When it was accepted.
+    pub sent_at: Timestamp,
+    /// Kept until then.
+    pub expires_at: Timestamp,
+    /// Its place in each inbox, in the order of the recipients.
+    pub recipients: Vec<(UserId, Cursor)>,
+}
+
+/// The result of an append.
+#[derive(Clone, Debug)]
+pub enum Appended {
+    /// It is durable. The callbacks are those leased to the caller.
+    New(Stored, Vec<Callback>),
+    /// The key was used with the same body: the first answer.
+    Repeat(Stored),
+    /// The key was used with another body.
+    OtherBody,
+}
+
+/// A message in an inbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboxEntry {
+    /// Its place.
+    pub cursor: Cursor,
+    /// What stands there.
+    pub message: Message,
+}
+
+/// A part of an inbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Ascending. Holes of recalled and expired messages are left out.
+    pub entries: Vec<InboxEntry>,
+    /// All up to here has been shown, holes included: at least `after`, and the newest number if nothing follows.
+    pub next: Cursor,
+    /// Something follows `next`.
+    pub more: bool,
+}
+
+/// Bounds of a page: it ends at whichever is reached first, but has at least one entry if there is one.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "two bounds")]
+pub struct PageLimit {
+    pub messages: usize,
+    pub payload_bytes: usize,
+}
+
+/// Where a device stands in its user's inbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The device has acknowledged all up to here; `None` if it never has.
+    pub acked: Option<Cursor>,
+    /// All up to here is gone, by expiry or `inbox_max` (not by recall alone): a start before it has a gap.
+    pub lost_to: Cursor,
+    /// The newest number given out.
+    pub newest: Cursor,
+}
+
+/// The result of an ack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acked {
+    /// Done; an ack that would move backward does nothing.
+    Done,
+    /// No message with this number has been given out yet.
+    Ahead {
+        /// The newest that has.
+        newest: Cursor,
+    },
+}
+
+/// What streams have seen of a device since the last note; gathered, so that one write serves many streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceNote {
+    /// Whose device.
+    pub user: UserId,
+    /// Which.
+    pub device: DeviceId,
+    /// It was online at this time.
+    pub seen_at: Timestamp,
+    /// Persisted messages `(after, to]` were handed to it.
+    pub delivered: Option<(Cursor, Cursor)>,
+}
+
+/// A callback's state and how many attempts it took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "said by the types")]
+pub struct Progress {
+    pub state: CallbackState,
+    pub attempts: u32,
+}
+
+/// How a persisted message fares at one recipient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecipientStatus {
+    /// The recipient.
+    pub user: UserId,
+    /// Its place in the inbox.
+    pub cursor: Cursor,
+    /// Devices whose stream it was handed to.
+    pub delivered_to: Vec<DeviceId>,
+    /// Devices that acknowledged it.
+    pub acked_by: Vec<DeviceId>,
+    /// Its push callback.
+    pub push: Progress,
+}
+
+/// A persisted message afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageStatus {
+    /// The message.
+    pub message: Message,
+    /// Kept until then.
+    pub expires_at: Timestamp,
+    /// Per recipient.
+    pub recipients: Vec<RecipientStatus>,
+    /// Its storage callback.
+    pub storage: Progress,
+}
+
+/// What a leased callback has to say at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallbackContent {
+    /// `message.stored`.
+    Stored {
+        /// The message.
+        message: Message,
+        /// Kept until then.
+        expires_at: Timestamp,
+        /// Its place in each inbox.
+        recipients: Vec<(UserId, Cursor)>,
+    },
+    /// `message.push`.
+    Push {
+        /// The message.
+        message: Message,
+        /// Kept until then.
+        expires_at: Timestamp,
+        /// What the sender wants pushed; never [`PushWish::Off`].
+        push: PushWish,
+        /// Messages in the recipient's inbox after the furthest ack of any of their devices.
+        unread: u64,
+        /// The recipient's known devices, and when each was last online.
+        devices: Vec<(DeviceId, Timestamp)>,
+    },
+    /// Nothing: a device has taken or acknowledged the message, or it is gone.
+    NotNeeded,
+}
+
+/// A callback as the operator lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallbackEntry {
+    /// The row.
+    pub callback: Callback,
+    /// `waiting`, `failing` or `dead`.
+    pub state: CallbackState,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Of the last attempt that failed.
+    pub last_error: Option<LastError>,
+}
+
+/// Which callbacks to list.
+#[derive(Clone, Debug)]
+pub struct CallbackFilter {
+    /// Of this endpoint only.
+    pub endpoint: Option<Endpoint>,
+    /// In this state only: `waiting`, `failing` or `dead`; others match nothing.
+    pub state: Option<CallbackState>,
+    /// Those after this id.
+    pub after: Option<Uuid>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// What an endpoint still has to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Waiting or failing.
+    pub pending: u64,
+    /// Given up.
+    pub dead: u64,
+    /// When the oldest pending one was due; `None` if none is due.
+    pub oldest_due: Option<Timestamp>,
+}
+
+/// The durable plane. What a call returned `Ok` for survives `kill -9` at the next instant (CONTRACT.md 10.4).
+///
+/// # Cancel safety
+/// A write that was handed in happens even if its future is dropped.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Makes a message, its place in every inbox and its callbacks durable, all or nothing. Numbers are contiguous per user, and their
+    /// order is the order of committing.
+    async fn append(&self, new: Append) -> Result<Appended, StoreError>;
+
+    /// A persisted message and how it fares; `None` if it never was, was recalled or has expired.
+    async fn message(&self, id: Uuid, now: Timestamp) -> Result<Option<MessageStatus>, StoreError>;
+
+    /// The hash that an idempotency key was used with, if it was.
+    async fn peek_key(&self, key: &str, now: Timestamp) -> Result<Option<BodyHash>, StoreError>;
+
+    /// A part of an inbox, after `after`.
+    async fn page(&self, user: &UserId, after: Cursor, limit: PageLimit, now: Timestamp) -> Result<Page, StoreError>;
+
+    /// Where a device stands.
+    async fn position(&self, user: &UserId, device: &DeviceId, now: Timestamp) -> Result<Position, StoreError>;
+
+    /// The newest number of each user, in order.
+    async fn newest(&self, users: &[UserId]) -> Result<Vec<Cursor>, StoreError>;
+
+    /// The device has processed all up to `cursor`.
+    async fn ack(&self, user: &UserId, device: &DeviceId, cursor: Cursor, now: Timestamp) -> Result<Acked, StoreError>;
+
+    /// Notes what streams have seen. Losing a note to a crash may repeat a push, never lose a message.
+    async fn note_devices(&self, notes: Vec<DeviceNote>) -> Result<(), StoreError>;
+
+    /// Leases callbacks of an endpoint that are due and not leased, oldest first. A lease ends by [`Store::settle`], or with its holder.
+    async fn lease_due(&self, endpoint: Endpoint, now: Timestamp, limit: usize) -> Result<Vec<Callback>, StoreError>;
+
+    /// What each leased callback has to say now, in order.
+    async fn content(&self, callbacks: &[Callback], now: Timestamp) -> Result<Vec<CallbackContent>, StoreError>;
+
+    /// Writes decisions down and ends the leases.
+    async fn settle(&self, settlements: Vec<Settlement>, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Lists callbacks that are waiting, failing or dead, in the order of their ids.
+    async fn callbacks(&self, filter: CallbackFilter) -> Result<Vec<CallbackEntry>, StoreError>;
+
+    /// Makes a failing or dead callback due now, with its attempts counted anew. False if there is none with this id, or it is leased.
+    async fn retry(&self, id: Uuid, now: Timestamp) -> Result<bool, StoreError>;
+
+    /// The same for all of an endpoint (or all endpoints) in a state, `failing` or `dead`; returns how many.
+    async fn retry_all(
+        &self,
+        endpoint: Option<Endpoint>,
+        state: CallbackState,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
+
+    /// What an endpoint still has to be told.
+    async fn backlog(&self, endpoint: Endpoint, now: Timestamp) -> Result<Backlog, StoreError>;
+
+    /// Removes a bounded bite of what has expired; returns whether there may be more. A message whose storage callback is still
+    /// pending leaves the inboxes but is kept for the callback, at most until the store's retention.
+    async fn sweep(&self, now: Timestamp) -> Result<bool, StoreError>;
+
+    /// Whether it can write now.
+    async fn check(&self) -> Result<(), StoreError>;
+}

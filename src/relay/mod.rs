@@ -1,0 +1,3 @@
+//! Floor 3: the relay itself. It speaks to the planes through `ports` and knows no HTTP server.
+
+pub mod tasks;
