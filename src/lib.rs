@@ -10,6 +10,8 @@ pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod domain;
+pub mod http;
 pub mod logging;
 pub mod ports;
 pub mod relay;
+pub mod token;
