@@ -257,13 +257,17 @@ fn kind_of(error: &reqwest::Error) -> FailureKind {
     } else if error.is_dns() {
         FailureKind::Dns
     } else if error.is_connect() {
-        // rustls' errors arrive as invalid data.
-        let invalid = |e: &io::Error| e.kind() == io::ErrorKind::InvalidData;
-        let tls = chain(error).filter_map(|e| e.downcast_ref()).any(invalid);
+        let tls = chain(error).filter_map(|e| e.downcast_ref()).any(is_tls);
         if tls { FailureKind::Tls } else { FailureKind::Connect }
     } else {
         FailureKind::Broken
     }
+}
+
+/// rustls' errors arrive as invalid data, wrapped in a way that hides them from [`Error::source`].
+fn is_tls(error: &io::Error) -> bool {
+    let inner = || error.get_ref().and_then(|inner| inner.downcast_ref());
+    error.kind() == io::ErrorKind::InvalidData || inner().is_some_and(is_tls)
 }
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

@@ -135,7 +135,7 @@ impl GuardedResolver {
         Self::new(guard, |name| async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) })
     }
 
-    fn new<F>(guard: Guard, lookup: impl Fn(String) -> F + Send + Sync + 'static) -> Self
+    pub(super) fn new<F>(guard: Guard, lookup: impl Fn(String) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
     {

@@ -3,3 +3,6 @@
 pub mod client;
 pub mod guard;
 pub mod sign;
+
+#[cfg(test)]
+pub mod receiver;

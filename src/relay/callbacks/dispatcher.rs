@@ -152,9 +152,11 @@ impl Dispatcher {
         let wall = Timestamp::now();
         while !self.ledger.is_away(now) && self.queue.next_turn().is_some_and(|turn| turn <= wall) {
             let Some(pass) = self.health.begin(now.into_std()) else { return };
-            // A probe is one event, whatever the size of batches.
-            let most = if self.health.is_open() { 1 } else { self.batch_max };
-            let rows = self.queue.take(wall, most);
+            let rows = if self.health.is_open() {
+                self.queue.take_probe(wall).into_iter().collect()
+            } else {
+                self.queue.take(wall, self.batch_max)
+            };
             let courier = Arc::clone(&self.courier);
             self.work.spawn(async move { Done::Attempt(pass, courier.deliver(rows).await) });
         }
@@ -262,8 +264,8 @@ impl Dispatcher {
             return self.decide(rows, |_| Decision::Dead(last_error(failure)));
         }
         if !counts {
-            // Behind the others, so that a probe that the endpoint can't stand is not repeated for ever.
-            return self.requeue(rows.into_iter().map(|row| row.behind(wall)));
+            // Behind the others, so that one event that the endpoint can't stand is not its probe for ever.
+            return self.requeue(rows.into_iter().map(|row| row.alone().behind(wall)));
         }
         let (schedule, luck) = (self.schedule.clone(), rand::random());
         self.decide(rows, |attempts| match schedule.wait(attempts, luck) {

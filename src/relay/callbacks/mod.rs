@@ -158,3 +158,6 @@ impl Callbacks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,15 @@ impl Queue {
         rows
     }
 
+    /// Takes the row to probe an endpoint with: one that has not failed yet, if there is one, as those that have may be why it seems down.
+    pub fn take_probe(&mut self, now: Timestamp) -> Option<Row> {
+        let mut due = self.0.iter().take_while(|(key, _)| key.0 <= now);
+        match due.find(|(_, row)| !row.alone).map(|(&key, _)| key) {
+            Some(fresh) => self.0.remove(&fresh),
+            None => self.take(now, 1).pop(),
+        }
+    }
+
     /// When the first row's turn is.
     pub fn next_turn(&self) -> Option<Timestamp> {
         self.0.keys().next().map(|&(turn, _)| turn)
