@@ -253,7 +253,7 @@ mod tests {
         let mut now = Instant::now();
         let mut health = opened(16, now);
         for wait in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
-            let almost = now + SECOND * wait - Duration::from_millis(1);
+            let almost = now + Duration::from_millis(u64::from(wait) * 1_000 - 1);
             assert!(health.begin(almost).is_none());
             assert_eq!(health.waits_until(almost), Some(now + SECOND * wait));
             now += SECOND * wait;

@@ -31,7 +31,7 @@ pub struct Parts {
     /// Whose.
     pub endpoint: Endpoint,
     /// Makes the attempts.
-    pub courier: Courier,
+    pub courier: Arc<Courier>,
     /// When failed events are tried again.
     pub schedule: Schedule,
     /// Attempts at a time.
@@ -53,15 +53,7 @@ pub struct Parts {
 /// See the head of the file.
 #[derive(Debug)]
 pub struct Dispatcher {
-    endpoint: Endpoint,
-    courier: Arc<Courier>,
-    schedule: Schedule,
-    batch_max: usize,
-    metrics: EndpointMetrics,
-    rooms: Arc<Semaphore>,
-    inbox: UnboundedReceiver<Row>,
-    woken: Arc<Notify>,
-    tasks: Tasks,
+    parts: Parts,
     queue: Queue,
     health: Health,
     ledger: Ledger,
@@ -82,89 +74,81 @@ impl Dispatcher {
     /// Does nothing until it is run.
     pub fn new(parts: Parts) -> Self {
         Self {
-            endpoint: parts.endpoint,
-            courier: Arc::new(parts.courier),
-            schedule: parts.schedule,
-            batch_max: parts.batch_max,
-            metrics: parts.metrics,
-            rooms: parts.rooms,
-            inbox: parts.inbox,
-            woken: parts.woken,
-            tasks: parts.tasks,
             queue: Queue::default(),
             health: Health::new(parts.concurrency),
             ledger: Ledger::new(parts.endpoint, Instant::now()),
             work: JoinSet::new(),
             draining: false,
+            parts,
         }
     }
 
     /// Runs until the process drains, and then until what is in flight is settled.
     pub async fn run(mut self) {
         while !self.is_finished() {
-            self.begin();
-            let next = self.next_time();
+            let (now, wall) = (Instant::now(), Timestamp::now());
+            self.begin(now, wall);
+            let next = self.next_time(now, wall);
             tokio::select! {
                 biased;
-                () = self.tasks.halt.cancelled() => return,
-                () = self.tasks.drain.cancelled(), if !self.draining => self.drain(),
+                () = self.parts.tasks.halt.cancelled() => return,
+                () = self.parts.tasks.drain.cancelled(), if !self.draining => self.drain(),
                 // Bounded by the rooms, so it can't keep the rest waiting.
-                Some(row) = self.inbox.recv() => self.queue.push(row),
+                Some(row) = self.parts.inbox.recv() => self.queue.push(row),
                 Some(done) = self.work.join_next() => match done {
                     Ok(done) => self.heed(done),
                     // A lost row would wait for the next start: let the process drain and start anew.
                     Err(died) if died.is_panic() => std::panic::resume_unwind(died.into_panic()),
                     Err(_) => return,
                 },
-                () = self.woken.notified() => self.ledger.wake(),
+                () = self.parts.woken.notified() => self.ledger.wake(),
                 () = tokio::time::sleep_until(next) => {}
             }
         }
     }
 
     fn is_finished(&self) -> bool {
-        self.draining && self.work.is_empty() && self.inbox.is_empty() && self.ledger.is_settled()
+        let holds_none = self.queue.next_turn().is_none() && self.parts.inbox.is_empty();
+        self.draining && self.work.is_empty() && holds_none && self.ledger.is_settled()
     }
 
     /// Claims nothing new from now on. What waits in memory is given back to the store, so that another node can have it.
     fn drain(&mut self) {
         self.draining = true;
-        self.inbox.close();
+        self.parts.inbox.close();
     }
 
     /// Begins all that can be begun now.
-    fn begin(&mut self) {
-        let now = Instant::now();
+    fn begin(&mut self, now: Instant, wall: Timestamp) {
         self.ledger.tick(now);
         if self.draining {
             self.release();
         } else {
             self.begin_reading(now);
-            self.begin_attempts(now);
+            self.begin_attempts(now, wall);
             self.begin_counting();
         }
         self.begin_settling(now);
-        self.metrics.in_flight.set(i64::try_from(self.health.in_flight()).unwrap_or(i64::MAX));
-        self.metrics.breaker_open.set(i64::from(self.health.is_open()));
+        self.parts.metrics.in_flight.set(i64::try_from(self.health.in_flight()).unwrap_or(i64::MAX));
+        self.parts.metrics.breaker_open.set(i64::from(self.health.is_open()));
     }
 
-    fn begin_attempts(&mut self, now: Instant) {
-        let wall = Timestamp::now();
+    fn begin_attempts(&mut self, now: Instant, wall: Timestamp) {
         while !self.ledger.is_away(now) && self.queue.next_turn().is_some_and(|turn| turn <= wall) {
             let Some(pass) = self.health.begin(now.into_std()) else { return };
             let rows = if self.health.is_open() {
                 self.queue.take_probe(wall).into_iter().collect()
             } else {
-                self.queue.take(wall, self.batch_max)
+                self.queue.take(wall, self.parts.batch_max)
             };
-            let courier = Arc::clone(&self.courier);
+            let courier = Arc::clone(&self.parts.courier);
             self.work.spawn(async move { Done::Attempt(pass, courier.deliver(rows).await) });
         }
     }
 
     fn begin_settling(&mut self, now: Instant) {
         if let Some(decided) = self.ledger.begin_settling(now) {
-            let store = Arc::clone(&self.courier.store);
+            let store = Arc::clone(&self.parts.courier.store);
             self.work.spawn(async move {
                 let result = store.settle(settlements(&decided), Timestamp::now()).await;
                 Done::Settle(decided, result)
@@ -173,15 +157,17 @@ impl Dispatcher {
     }
 
     fn begin_reading(&mut self, now: Instant) {
-        let page = self.rooms.available_permits().min(PAGE);
-        // Only hand-overs compete for rooms, and they leave some: if one was faster, the next turn comes soon.
-        let Ok(room) = Arc::clone(&self.rooms).try_acquire_many_owned(u32::try_from(page).unwrap_or(u32::MAX)) else {
-            return;
-        };
-        if page < LEAST_PAGE || !self.ledger.begin_reading(now) {
+        let page = self.parts.rooms.available_permits().min(PAGE);
+        if page < LEAST_PAGE || !self.ledger.may_read(now) {
             return;
         }
-        let (store, endpoint) = (Arc::clone(&self.courier.store), self.endpoint);
+        // Only hand-overs compete for rooms, and they leave some: if one was faster, the next turn comes soon.
+        let Ok(room) = Arc::clone(&self.parts.rooms).try_acquire_many_owned(u32::try_from(page).unwrap_or(u32::MAX))
+        else {
+            return;
+        };
+        self.ledger.begin_reading();
+        let (store, endpoint) = (Arc::clone(&self.parts.courier.store), self.parts.endpoint);
         self.work.spawn(async move {
             let rows = store.lease_due(endpoint, Timestamp::now(), page).await;
             Done::Read(room, rows)
@@ -189,8 +175,9 @@ impl Dispatcher {
     }
 
     fn begin_counting(&mut self) {
-        if self.ledger.begin_counting() {
-            let (store, endpoint) = (Arc::clone(&self.courier.store), self.endpoint);
+        if self.ledger.may_count() {
+            self.ledger.begin_counting();
+            let (store, endpoint) = (Arc::clone(&self.parts.courier.store), self.parts.endpoint);
             self.work.spawn(async move { Done::Count(store.backlog(endpoint, Timestamp::now()).await) });
         }
     }
@@ -209,7 +196,7 @@ impl Dispatcher {
             Done::Count(counted) => {
                 self.ledger.counted();
                 if let Ok(backlog) = counted {
-                    self.metrics.show_backlog(&backlog, Timestamp::now());
+                    self.parts.metrics.show_backlog(&backlog, Timestamp::now());
                 }
             }
         }
@@ -237,10 +224,10 @@ impl Dispatcher {
         }
         self.requeue(delivery.untold);
         let Some((posted, took)) = delivery.posted else { return self.health.cancel(pass) };
-        self.metrics.seconds.observe(took.as_secs_f64());
+        self.parts.metrics.seconds.observe(took.as_secs_f64());
         match posted {
             Posted::Success => {
-                self.metrics.sent.inc();
+                self.parts.metrics.sent.inc();
                 self.heed_sign(pass, Sign::Alive, now, "it takes events again");
                 self.decide(delivery.told, |_| Decision::Sent);
             }
@@ -250,7 +237,7 @@ impl Dispatcher {
 
     fn heed_failure(&mut self, pass: Pass, failure: &Failure, rows: Vec<Row>, now: Instant) {
         let sign = sign_of(failure);
-        if sign == Sign::Alive { &self.metrics.rejected } else { &self.metrics.failed }.inc();
+        if sign == Sign::Alive { &self.parts.metrics.rejected } else { &self.parts.metrics.failed }.inc();
         let counts = self.heed_sign(pass, sign, now, failure.kind.as_str());
         if let Some(wait) = failure.retry_after {
             self.health.pause((now + wait).into_std());
@@ -267,7 +254,7 @@ impl Dispatcher {
             // Behind the others, so that one event that the endpoint can't stand is not its probe for ever.
             return self.requeue(rows.into_iter().map(|row| row.alone().behind(wall)));
         }
-        let (schedule, luck) = (self.schedule.clone(), rand::random());
+        let (schedule, luck) = (self.parts.schedule.clone(), rand::random());
         self.decide(rows, |attempts| match schedule.wait(attempts, luck) {
             Some(wait) => Decision::Retry(wall.plus(wait), last_error(failure)),
             None => Decision::Dead(last_error(failure)),
@@ -292,7 +279,7 @@ impl Dispatcher {
     fn heed_sign(&mut self, pass: Pass, sign: Sign, now: Instant, why: &'static str) -> bool {
         let was_open = self.health.is_open();
         let counts = self.health.end(pass, sign, now.into_std());
-        let endpoint = self.endpoint.as_str();
+        let endpoint = self.parts.endpoint.as_str();
         match (was_open, self.health.is_open()) {
             (false, true) => tracing::warn!(endpoint, why, "a callback endpoint is down: it is probed from now on"),
             (true, false) => tracing::info!(endpoint, "a callback endpoint is back"),
@@ -303,7 +290,7 @@ impl Dispatcher {
 
     /// Gives what waits in memory back to the store, as it was.
     fn release(&mut self) {
-        while let Ok(row) = self.inbox.try_recv() {
+        while let Ok(row) = self.parts.inbox.try_recv() {
             self.queue.push(row);
         }
         for row in self.queue.take_all() {
@@ -312,8 +299,8 @@ impl Dispatcher {
         }
     }
 
-    fn next_time(&self) -> Instant {
-        let (now, wall) = (Instant::now(), Timestamp::now());
+    /// When to look again, after all that could be begun at `now` was begun.
+    fn next_time(&self, now: Instant, wall: Timestamp) -> Instant {
         // What is due already waits for an attempt to end, or for the endpoint's health.
         let turn = self.queue.next_turn().map(|turn| match turn.since(wall) {
             Duration::ZERO => self.health.waits_until(now.into_std()).map(Instant::from_std),
@@ -334,5 +321,7 @@ fn sign_of(failure: &Failure) -> Sign {
 }
 
 fn last_error(failure: &Failure) -> LastError {
-    LastError { status: failure.status, detail: format!("{}: {}", failure.kind.as_str(), failure.text) }
+    let kind = failure.kind.as_str();
+    let detail = if failure.text.is_empty() { kind.to_owned() } else { format!("{kind}: {}", failure.text) };
+    LastError { status: failure.status, detail }
 }

@@ -173,3 +173,109 @@ impl<'a> StoredData<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::callback::Endpoint;
+
+    fn name(text: &str) -> UserId {
+        UserId::parse(text).unwrap()
+    }
+
+    fn message(group: Option<&str>, payload: &'static [u8]) -> Message {
+        Message {
+            id: Uuid::from_u128(1),
+            from: name("alice"),
+            group: group.map(|g| GroupId::parse(g).unwrap()),
+            kind: "chat".into(),
+            payload: RawJson::from_checked(Bytes::from_static(payload)),
+            online_only: false,
+            sent_at: Timestamp::from_ms(1_000),
+        }
+    }
+
+    fn callback(endpoint: Endpoint, n: u128) -> Callback {
+        let recipient = (endpoint == Endpoint::Push).then(|| (name("bob"), Cursor::new(17)));
+        let due_at = Timestamp::from_ms(9_000);
+        Callback { id: Uuid::from_u128(n), endpoint, message: Uuid::from_u128(1), recipient, attempts: 3, due_at }
+    }
+
+    fn stored(payload: &'static [u8]) -> CallbackContent {
+        CallbackContent::Stored {
+            message: message(None, payload),
+            expires_at: Timestamp::from_ms(2_000),
+            recipients: vec![(name("bob"), Cursor::new(17)), (name("carol"), Cursor::new(4))],
+        }
+    }
+
+    fn pushed(group: Option<&str>, push: PushWish) -> CallbackContent {
+        CallbackContent::Push {
+            message: message(group, b"{}"),
+            expires_at: Timestamp::from_ms(2_000),
+            push,
+            unread: 3,
+            devices: vec![(DeviceId::parse("phone").unwrap(), Timestamp::from_ms(500))],
+        }
+    }
+
+    fn body(callback: &Callback, content: &CallbackContent) -> String {
+        String::from_utf8(Word::of(callback, content).unwrap().unwrap().event().body.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_stored_message_is_told_whole_with_its_payload_byte_for_byte() {
+        let payload = br#"{"n":12345678901234567890,  "b":1.50,"a":"\u00fc"}"#;
+        assert_eq!(
+            body(&callback(Endpoint::Storage, 7), &stored(payload)),
+            concat!(
+                r#"{"type":"message.stored","timestamp":"1970-01-01T00:00:01.000Z","data":{"message":{"#,
+                r#""id":"00000000-0000-0000-0000-000000000001","from":"alice","to":{"users":["bob","carol"]},"type":"chat","#,
+                r#""payload":{"n":12345678901234567890,  "b":1.50,"a":"\u00fc"},"online_only":false,"#,
+                r#""sent_at":"1970-01-01T00:00:01.000Z","expires_at":"1970-01-01T00:00:02.000Z"},"#,
+                r#""recipients":[{"user":"bob","cursor":"17"},{"user":"carol","cursor":"4"}]}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn a_push_names_its_recipient_and_no_other() {
+        let wish = PushWish::With(RawJson::from_checked(Bytes::from_static(br#"{"title": "hi"}"#)));
+        assert_eq!(
+            body(&callback(Endpoint::Push, 7), &pushed(None, wish)),
+            concat!(
+                r#"{"type":"message.push","timestamp":"1970-01-01T00:00:01.000Z","data":{"message":{"#,
+                r#""id":"00000000-0000-0000-0000-000000000001","from":"alice","to":{"users":["bob"]},"type":"chat","payload":{},"#,
+                r#""online_only":false,"sent_at":"1970-01-01T00:00:01.000Z","expires_at":"1970-01-01T00:00:02.000Z"},"#,
+                r#""recipient":"bob","push":{"title": "hi"},"unread":3,"#,
+                r#""devices":[{"device":"phone","last_seen_at":"1970-01-01T00:00:00.500Z"}]}}"#
+            )
+        );
+        let plain = body(&callback(Endpoint::Push, 7), &pushed(Some("team"), PushWish::Plain));
+        assert!(plain.contains(r#""to":{"group":"team"}"#) && plain.contains(r#""push":null"#), "{plain}");
+    }
+
+    #[test]
+    fn a_batch_of_the_same_members_has_the_same_id_and_others_another() {
+        let word = |n| Word::of(&callback(Endpoint::Storage, n), &stored(b"1")).unwrap().unwrap();
+        let batch = Event::batch(&[word(1), word(2)]);
+        assert_eq!(batch, Event::batch(&[word(1), word(2)]));
+        assert_ne!(batch.id, Event::batch(&[word(1), word(2), word(3)]).id);
+        assert_ne!(batch.id, Event::batch(&[word(1), word(3)]).id);
+        assert_eq!(Event::batch(&[word(9)]).id, word(9).event().id);
+        let json: serde_json::Value = serde_json::from_slice(&batch.body).unwrap();
+        assert_eq!(
+            (&json["type"], &json["data"]["messages"][1]["recipients"][0]["cursor"]),
+            (&"message.stored.batch".into(), &"17".into())
+        );
+    }
+
+    #[test]
+    fn what_has_nothing_to_say_or_can_not_be_said_is_told_apart() {
+        let push = callback(Endpoint::Push, 1);
+        assert!(Word::of(&push, &CallbackContent::NotNeeded).unwrap().is_none());
+        let nobody = Callback { recipient: None, ..push };
+        assert!(matches!(Word::of(&nobody, &pushed(None, PushWish::Plain)), Err(Damaged::NoRecipient)));
+        assert!(matches!(Word::of(&callback(Endpoint::Storage, 1), &stored(b"{\"cut")), Err(Damaged::Json(_))));
+    }
+}

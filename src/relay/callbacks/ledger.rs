@@ -47,13 +47,12 @@ impl Chore {
         }
     }
 
-    fn begin(&mut self) -> bool {
-        let begin = self.due && !self.running;
-        if begin {
-            self.due = false;
-            self.running = true;
-        }
-        begin
+    fn may_begin(&self) -> bool {
+        self.due && !self.running
+    }
+
+    fn begin(&mut self) {
+        (self.due, self.running) = (false, true);
     }
 }
 
@@ -144,9 +143,14 @@ impl Ledger {
         self.counting.tick(now);
     }
 
-    /// Whether to read due rows now; answer with [`Ledger::read`].
-    pub fn begin_reading(&mut self, now: Instant) -> bool {
-        !self.is_away(now) && self.reading.begin()
+    /// Whether due rows are to be read now.
+    pub fn may_read(&self, now: Instant) -> bool {
+        !self.is_away(now) && self.reading.may_begin()
+    }
+
+    /// Notes that due rows are being read; answer with [`Ledger::read`].
+    pub fn begin_reading(&mut self) {
+        self.reading.begin();
     }
 
     /// Heeds the result of reading: how many rows came, of how many that were asked for.
@@ -164,9 +168,14 @@ impl Ledger {
         }
     }
 
-    /// Whether to count what is pending now; answer with [`Ledger::counted`].
-    pub fn begin_counting(&mut self) -> bool {
-        self.counting.begin()
+    /// Whether what is pending is to be counted now.
+    pub fn may_count(&self) -> bool {
+        self.counting.may_begin()
+    }
+
+    /// Notes that what is pending is being counted; answer with [`Ledger::counted`].
+    pub fn begin_counting(&mut self) {
+        self.counting.begin();
     }
 
     /// The counting has ended.

@@ -91,7 +91,7 @@ impl Callbacks {
         let open = |endpoint, outlet: &Outlet, batch_max: usize| {
             let Some(url) = outlet.url.clone() else { return Ok(None) };
             let webhook = Webhook::new(url, outlet, guard.clone()).map_err(|source| StartError { endpoint, source })?;
-            let courier = Courier { store: Arc::clone(store), webhook, batches: batch_max > 1 };
+            let courier = Arc::new(Courier { store: Arc::clone(store), webhook, batches: batch_max > 1 });
             let (inbox, rows) = unbounded_channel();
             let desk = Desk { rooms: Arc::new(Semaphore::new(ROOMS)), inbox, woken: Arc::default() };
             let parts = Parts {
@@ -112,7 +112,10 @@ impl Callbacks {
         let storage = open(Endpoint::Storage, &config.storage, config.storage_batch_max)?;
         let push = open(Endpoint::Push, &config.push, 1)?;
         let run = |(desk, parts): (Desk, Parts)| {
-            let name = parts.endpoint.as_str();
+            let name = match parts.endpoint {
+                Endpoint::Storage => "callbacks.storage",
+                Endpoint::Push => "callbacks.push",
+            };
             tasks.spawn_essential(name, Dispatcher::new(parts).run());
             desk
         };
