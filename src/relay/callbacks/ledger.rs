@@ -145,7 +145,9 @@ impl Ledger {
 
     /// Whether due rows are to be read now.
     pub fn may_read(&self, now: Instant) -> bool {
-        !self.is_away(now) && self.reading.may_begin()
+        // After a failure what was decided is written first: its leases may have ended, and it would come a second time.
+        let settled = self.failures == 0 || self.is_settled();
+        settled && !self.is_away(now) && self.reading.may_begin()
     }
 
     /// Notes that due rows are being read; answer with [`Ledger::read`].

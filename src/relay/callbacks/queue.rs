@@ -83,3 +83,56 @@ impl Queue {
         std::mem::take(&mut self.0).into_values()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::callback::Endpoint;
+
+    /// Rows whose ids are their numbers, due at the given milliseconds after so many attempts.
+    fn queue(rows: &[(u128, i64, u32)]) -> Queue {
+        let mut queue = Queue::default();
+        for &(n, due_ms, attempts) in rows {
+            let (id, due_at) = (Uuid::from_u128(n), Timestamp::from_ms(due_ms));
+            let callback = Callback { id, endpoint: Endpoint::Storage, message: id, recipient: None, attempts, due_at };
+            queue.push(Row::new(callback, None));
+        }
+        queue
+    }
+
+    fn taken(queue: &mut Queue, now_ms: i64, most: usize) -> Vec<u128> {
+        queue.take(Timestamp::from_ms(now_ms), most).iter().map(|row| row.callback.id.as_u128()).collect()
+    }
+
+    #[test]
+    fn rows_are_taken_in_the_order_of_their_turns_and_not_before() {
+        let mut queue = queue(&[(1, 30, 0), (2, 10, 0), (3, 10, 0), (4, 20, 0)]);
+        assert_eq!(queue.next_turn(), Some(Timestamp::from_ms(10)));
+        assert!(taken(&mut queue, 9, 10).is_empty());
+        assert_eq!(taken(&mut queue, 25, 2), [2, 3]);
+        assert_eq!(taken(&mut queue, 25, 10), [4]);
+        assert_eq!(taken(&mut queue, 30, 0), [1], "one at least");
+    }
+
+    #[test]
+    fn what_has_failed_before_goes_alone() {
+        let mut queue = queue(&[(1, 1, 0), (2, 2, 0), (3, 3, 1), (4, 4, 2), (5, 5, 0)]);
+        let events: Vec<_> = (0..4).map(|_| taken(&mut queue, 9, 10)).collect();
+        assert_eq!(events, [vec![1, 2], vec![3], vec![4], vec![5]]);
+    }
+
+    #[test]
+    fn a_probe_is_the_first_that_has_not_failed_or_else_the_first() {
+        let mut queue = queue(&[(1, 1, 1), (2, 2, 0), (3, 3, 0), (4, 99, 0)]);
+        let mut probe = || queue.take_probe(Timestamp::from_ms(9)).map(|row| row.callback.id.as_u128());
+        assert_eq!([probe(), probe(), probe(), probe()], [Some(2), Some(3), Some(1), None]);
+    }
+
+    #[test]
+    fn a_row_behind_others_waits_for_those_that_are_due_by_then() {
+        let mut queue = queue(&[(1, 1, 0), (2, 5, 0), (3, 20, 0)]);
+        let first = queue.take(Timestamp::from_ms(10), 1).remove(0);
+        queue.push(first.behind(Timestamp::from_ms(10)));
+        assert_eq!(taken(&mut queue, 30, 10), [2, 1, 3]);
+    }
+}

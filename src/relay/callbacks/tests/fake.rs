@@ -110,7 +110,6 @@ impl FakeStore {
 }
 
 fn settle_row(row: &mut FakeRow, settlement: Settlement) {
-    row.leased = false;
     row.callback.attempts = settlement.attempts;
     match settlement.decision {
         Decision::Sent => row.state = CallbackState::Sent,
@@ -157,14 +156,17 @@ impl Store for FakeStore {
     async fn settle(&self, settlements: Vec<Settlement>, _: Timestamp) -> Result<(), StoreError> {
         self.settles.fetch_add(1, SeqCst);
         self.check_away()?;
-        if self.refuses_to_settle.load(SeqCst) {
-            return Err(StoreError::Overloaded);
-        }
         let mut rows = self.rows.lock();
         for settlement in settlements {
             let row = rows.get_mut(&settlement.callback.id).unwrap();
-            assert!(row.leased, "only what is leased is settled");
-            settle_row(row, settlement);
+            // The leases end even if the decisions can't be written.
+            row.leased = false;
+            if !self.refuses_to_settle.load(SeqCst) && row.callback.due_at == settlement.callback.due_at {
+                settle_row(row, settlement);
+            }
+        }
+        if self.refuses_to_settle.load(SeqCst) {
+            return Err(StoreError::Overloaded);
         }
         Ok(())
     }

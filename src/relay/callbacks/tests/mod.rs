@@ -336,6 +336,21 @@ async fn a_store_that_is_away_loses_nothing_and_is_not_hammered() {
 }
 
 #[tokio::test]
+async fn what_can_not_be_written_down_now_is_written_later_and_not_told_again() {
+    let mut net = Net::new().await;
+    net.config.storage.concurrency = 1;
+    net.store.refuses_to_settle.store(true, SeqCst);
+    net.store.add_due(Endpoint::Storage, 20);
+    net.start();
+    sleep(1_500 * MS).await;
+    let told = net.storage.requests().len();
+    assert!((1..20).contains(&told), "no attempts while their results can't be kept: {told}");
+    net.store.refuses_to_settle.store(false, SeqCst);
+    net.settled(Sent, 20).await;
+    assert_eq!(net.storage.requests().len(), 20);
+}
+
+#[tokio::test]
 async fn an_endpoint_that_hangs_delays_no_other() {
     let mut net = Net::new().await;
     for answer in [Answer::Hang, Answer::Drip(200), Answer::Endless(500)] {
@@ -370,6 +385,19 @@ async fn draining_ends_what_is_in_flight_and_gives_back_what_waits() {
     assert_eq!((net.store.count(Sent), net.store.count(Waiting), net.store.leased()), (2, 8, 0));
     assert!(callbacks.reserve(Endpoint::Storage, 1).is_none());
     room.hand_over(vec![net.store.add(Endpoint::Storage, 0, true, Duration::ZERO)]);
+}
+
+#[tokio::test]
+async fn what_fails_while_draining_is_given_back_too() {
+    let mut net = Net::new().await;
+    net.config.storage.concurrency = 8;
+    net.config.storage.timeout = 300 * MS;
+    net.storage.now(Answer::Hang);
+    net.start();
+    net.hand_over(Endpoint::Storage, 8);
+    eventually(|| net.storage.requests().len(), 8).await;
+    net.drain().await;
+    assert_eq!((net.store.count(Failing), net.store.count(Waiting), net.store.leased()), (5, 3, 0));
 }
 
 #[tokio::test]
