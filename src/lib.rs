@@ -4,8 +4,13 @@
 //! its keys), `backend` (the planes), [`relay`] (routing, receipts, streams, callbacks), `http` (the doors), [`app`] (the roof). A floor
 //! uses lower ones only. `docs/architecture.md` follows a message through them.
 
+pub mod app;
+pub mod backend;
+pub mod cli;
 pub mod config;
+pub mod credentials;
 pub mod domain;
+pub mod logging;
 pub mod ports;
 pub mod relay;
 pub mod webhook;

@@ -1,3 +1,7 @@
 //! The herenow program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    herenow::cli::run()
+}

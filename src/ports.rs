@@ -230,6 +230,9 @@ pub trait Bus: Send + Sync + 'static {
     /// Tells another node something; what can't be told is lost, and heals by the rules of the streams.
     async fn tell(&self, node: &NodeId, notice: Notice) -> Result<(), Away>;
 
+    /// False where this process is all there is, so that nobody need be told of anything.
+    fn has_other_nodes(&self) -> bool;
+
     /// From now on offers and notices for this node go to `door`.
     async fn listen(&self, node: &NodeId, door: Arc<dyn NodeDoor>) -> Result<(), Away>;
 }
@@ -238,7 +241,7 @@ pub trait Bus: Send + Sync + 'static {
 #[async_trait]
 pub trait NodeDoor: Send + Sync + 'static {
     /// Offers to a seat of this node.
-    async fn offered(&self, offer: RemoteOffer) -> Verdict;
+    async fn offered(&self, offer: RemoteOffer) -> Result<Verdict, OfferError>;
     /// Heeds a notice.
     async fn noticed(&self, notice: Notice);
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// No endpoint can pause itself for longer (CONTRACT.md 8).
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+pub const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
 /// How many failures of an endpoint's own kind in a row open its breaker.
 const FAILURES_TO_OPEN: u32 = 5;
 /// Probes of an open breaker are never further apart.
-const LONGEST_PROBE_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_PROBE_WAIT: Duration = Duration::from_mins(1);
 
 /// The waits between the attempts of one event. After the last of them it is dead.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -394,7 +394,7 @@ mod tests {
                 health.cancel(pass);
             }
             let at = health.waits_until(now).unwrap_or(now);
-            prop_assert!(at <= now + Duration::from_secs(60));
+            prop_assert!(at <= now + Duration::from_mins(1));
             prop_assert!(health.begin(at).is_some());
         }
     }

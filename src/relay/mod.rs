@@ -1,4 +1,16 @@
 //! Floor 3: the relay itself. It speaks to the planes through `ports` and knows no HTTP server.
 
 pub mod callbacks;
+pub mod devices;
+pub mod finish;
+pub mod frame;
+pub mod handle;
+pub mod hub;
+pub mod metrics;
+mod notes;
+pub mod online_only;
+mod persisted;
+pub mod send;
+pub mod stream;
 pub mod tasks;
+mod upkeep;

@@ -233,7 +233,7 @@ fn asked_wait(status: u16, headers: &HeaderMap) -> Option<Duration> {
 
 /// At most [`TEXT_LIMIT`] bytes, without control characters: it is shown to operators and kept in databases.
 fn bounded(text: &str) -> String {
-    let end = (0..=text.len().min(TEXT_LIMIT)).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+    let end = text.floor_char_boundary(TEXT_LIMIT);
     text[..end].replace(|c: char| c.is_control() && c != '\n', " ")
 }
 

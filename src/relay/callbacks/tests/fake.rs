@@ -52,7 +52,7 @@ impl FakeStore {
     /// Makes a callback whose payload is `n`, leased if it is to be handed over.
     pub fn add(&self, endpoint: Endpoint, n: usize, leased: bool, due_in: Duration) -> Callback {
         let message = message(&n.to_string());
-        let expires_at = message.sent_at.plus(Duration::from_secs(60));
+        let expires_at = message.sent_at.plus(Duration::from_mins(1));
         let bob = (user("bob"), Cursor::new(n as u64));
         let callback = Callback {
             id: Uuid::now_v7(),

@@ -183,7 +183,7 @@ async fn abort_message_is_death_at_once() {
 async fn an_endpoint_that_is_down_is_probed_with_one_event_and_nothing_dies() {
     let mut net = Net::new().await;
     net.config.storage.concurrency = 8;
-    net.schedule = Schedule::new([Duration::from_secs(3_600); 9]);
+    net.schedule = Schedule::new([Duration::from_hours(1); 9]);
     net.storage.now(Answer::status(500));
     let rows = net.store.add_due(Endpoint::Storage, 30);
     net.start();
@@ -447,7 +447,7 @@ async fn the_metrics_say_how_it_stands() {
     net.storage.now(Answer::status(400));
     net.schedule = Schedule::new([]);
     net.store.add_due(Endpoint::Storage, 2);
-    net.store.add(Endpoint::Push, 0, false, Duration::from_secs(60));
+    net.store.add(Endpoint::Push, 0, false, Duration::from_mins(1));
     net.start();
     let text = || {
         let mut text = String::new();

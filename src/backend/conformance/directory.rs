@@ -1,0 +1,129 @@
+//! The promises of [`Directory`].
+
+use crate::domain::seat::{DeviceId, DeviceState, NodeId, SeatInfo, UserId};
+use crate::domain::time::Timestamp;
+use crate::ports::{Claimed, Directory, KeyClaim, SeatError, Ticket};
+use bytes::Bytes;
+use std::time::Duration;
+
+fn user(name: &str) -> UserId {
+    UserId::parse(name).unwrap()
+}
+
+fn device(name: &str) -> DeviceId {
+    DeviceId::parse(name).unwrap()
+}
+
+fn seat(u: &str, d: &str, connection: u64) -> SeatInfo {
+    SeatInfo {
+        user: user(u),
+        device: device(d),
+        node: NodeId::parse("n1").unwrap(),
+        connection,
+        state: DeviceState::Active,
+        connected_at: Timestamp::from_ms(1_000),
+        last_active_at: Timestamp::from_ms(1_000),
+    }
+}
+
+/// Runs all of them, each on a fresh directory.
+pub async fn all<D: Directory, F: Future<Output = D>>(fresh: impl Fn() -> F) {
+    a_seat_is_located_until_it_is_withdrawn(&fresh().await).await;
+    a_late_goodbye_never_removes_the_successor(&fresh().await).await;
+    devices_are_bounded_but_replacements_are_not(&fresh().await).await;
+    the_version_grows_with_every_change(&fresh().await).await;
+    activity_never_goes_back(&fresh().await).await;
+    a_key_is_claimed_once_and_then_answers(&fresh().await).await;
+    a_ticket_is_good_once_and_in_time(&fresh().await).await;
+}
+
+async fn a_seat_is_located_until_it_is_withdrawn(d: &impl Directory) {
+    assert_eq!(d.seat(seat("bob", "phone", 1), 20).await.unwrap(), None);
+    assert_eq!(d.seat(seat("bob", "tv", 2), 20).await.unwrap(), None);
+    let found = d.locate(&[user("carol"), user("bob")]).await.unwrap();
+    assert_eq!((found[0].version, found[0].seats.len()), (0, 0), "never seen");
+    let connections: Vec<_> = found[1].seats.iter().map(|s| s.connection).collect();
+    assert_eq!(connections, [1, 2]);
+    assert!(d.unseat(&user("bob"), &device("phone"), 1).await.unwrap());
+    assert!(!d.unseat(&user("bob"), &device("phone"), 1).await.unwrap(), "only once");
+    assert_eq!(d.locate(&[user("bob")]).await.unwrap()[0].seats.len(), 1);
+}
+
+async fn a_late_goodbye_never_removes_the_successor(d: &impl Directory) {
+    d.seat(seat("bob", "phone", 1), 20).await.unwrap();
+    let replaced = d.seat(seat("bob", "phone", 2), 20).await.unwrap();
+    assert_eq!(replaced.unwrap().connection, 1);
+    assert!(!d.unseat(&user("bob"), &device("phone"), 1).await.unwrap());
+    assert_eq!(d.locate(&[user("bob")]).await.unwrap()[0].seats[0].connection, 2);
+}
+
+async fn devices_are_bounded_but_replacements_are_not(d: &impl Directory) {
+    d.seat(seat("bob", "a", 1), 2).await.unwrap();
+    d.seat(seat("bob", "b", 2), 2).await.unwrap();
+    assert!(matches!(d.seat(seat("bob", "c", 3), 2).await, Err(SeatError::TooManyDevices(2))));
+    assert!(d.seat(seat("bob", "a", 4), 2).await.unwrap().is_some());
+    assert!(d.seat(seat("carol", "c", 5), 2).await.unwrap().is_none());
+}
+
+async fn the_version_grows_with_every_change(d: &impl Directory) {
+    let mut last = 0;
+    for step in 0..4 {
+        match step {
+            0 => drop(d.seat(seat("bob", "a", 1), 20).await.unwrap()),
+            1 => assert!(d.touch(&user("bob"), &device("a"), None, Timestamp::from_ms(5_000)).await.unwrap()),
+            2 => assert!(d.unseat(&user("bob"), &device("a"), 1).await.unwrap()),
+            _ => drop(d.seat(seat("bob", "a", 2), 20).await.unwrap()),
+        }
+        let version = d.locate(&[user("bob")]).await.unwrap()[0].version;
+        assert!(version > last, "step {step}");
+        last = version;
+    }
+}
+
+async fn activity_never_goes_back(d: &impl Directory) {
+    d.seat(seat("bob", "a", 1), 20).await.unwrap();
+    let at = Timestamp::from_ms(9_000);
+    assert!(d.touch(&user("bob"), &device("a"), Some(DeviceState::Background), at).await.unwrap());
+    assert!(d.touch(&user("bob"), &device("a"), None, Timestamp::from_ms(2_000)).await.unwrap());
+    let found = d.locate(&[user("bob")]).await.unwrap();
+    assert_eq!((found[0].seats[0].state, found[0].seats[0].last_active_at), (DeviceState::Background, at));
+    assert!(!d.touch(&user("bob"), &device("b"), None, at).await.unwrap(), "not online");
+    assert!(!d.touch(&user("carol"), &device("a"), None, at).await.unwrap(), "never seen");
+}
+
+async fn a_key_is_claimed_once_and_then_answers(d: &impl Directory) {
+    let now = Timestamp::now();
+    let claim = |body: u8| KeyClaim { body: [body; 32], now, expires_at: now.plus(Duration::from_mins(1)) };
+    assert_eq!(d.claim_key("k", claim(1)).await.unwrap(), Claimed::New);
+    assert_eq!(d.claim_key("k", claim(1)).await.unwrap(), Claimed::InProgress);
+    assert_eq!(d.claim_key("k", claim(2)).await.unwrap(), Claimed::OtherBody);
+    let answer = Bytes::from_static(b"{}");
+    d.settle_key("k", Some(answer.clone())).await.unwrap();
+    assert_eq!(d.claim_key("k", claim(1)).await.unwrap(), Claimed::Answered(answer));
+    assert_eq!(d.claim_key("k", claim(2)).await.unwrap(), Claimed::OtherBody);
+    assert_eq!(d.peek_key("k").await.unwrap(), Some([1; 32]));
+
+    assert_eq!(d.claim_key("given back", claim(1)).await.unwrap(), Claimed::New);
+    d.settle_key("given back", None).await.unwrap();
+    assert_eq!(d.claim_key("given back", claim(2)).await.unwrap(), Claimed::New);
+
+    let late = Timestamp::now().plus(Duration::from_secs(61));
+    let later = KeyClaim { body: [2; 32], now: late, expires_at: late.plus(Duration::from_mins(1)) };
+    assert_eq!(d.claim_key("k", later).await.unwrap(), Claimed::New, "forgotten after its time");
+}
+
+async fn a_ticket_is_good_once_and_in_time(d: &impl Directory) {
+    let now = Timestamp::now();
+    let ticket = Ticket {
+        user: user("bob"),
+        device: Some(device("phone")),
+        expires_at: now.plus(Duration::from_secs(30)),
+        stream_until: now.plus(Duration::from_hours(1)),
+    };
+    d.put_ticket([1; 32], ticket.clone()).await.unwrap();
+    assert_eq!(d.take_ticket([2; 32], now).await.unwrap(), None);
+    assert_eq!(d.take_ticket([1; 32], now).await.unwrap(), Some(ticket.clone()));
+    assert_eq!(d.take_ticket([1; 32], now).await.unwrap(), None, "used");
+    d.put_ticket([3; 32], ticket).await.unwrap();
+    assert_eq!(d.take_ticket([3; 32], now.plus(Duration::from_secs(31))).await.unwrap(), None, "expired");
+}

@@ -1,0 +1,69 @@
+//! Rules between keys, and what is allowed but unwise.
+
+use super::flaw::Flaw;
+use super::keys::{KEYS, position};
+use super::load::Loaded;
+use super::sections::{Callbacks, Config, Outlet};
+use reqwest::Url;
+use std::net::IpAddr;
+
+/// What a payload's event may hold beside it: names, ids, times and the frame. Names of 128 characters take 512 bytes each at most.
+const EVENT_BYTES: usize = 4_096;
+
+pub(super) fn flaws(loaded: &Loaded) -> Vec<Flaw> {
+    let config = &loaded.config;
+    let mut flaws = Vec::new();
+    if config.limits.payload_bytes + EVENT_BYTES > config.stream.queue_bytes {
+        flaws.push(Flaw::of_the_whole(format!(
+            "a message of {} and {EVENT_BYTES} bytes around it must fit into {}",
+            as_given(loaded, "limits.payload_bytes"),
+            as_given(loaded, "stream.queue_bytes")
+        )));
+    }
+    if config.server.admin_listen == Some(config.server.listen) && config.server.listen.port() != 0 {
+        flaws.push(Flaw::of_the_whole(format!(
+            "{} and {} can't be the same",
+            as_given(loaded, "server.listen"),
+            as_given(loaded, "server.admin_listen")
+        )));
+    }
+    flaws.extend(outlets(config).filter_map(|(key, outlet)| denied_url(loaded, key, outlet)));
+    flaws
+}
+
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let short = config.auth.device_secrets.iter().filter(|secret| secret.expose().len() < 32).count();
+    let guessable = format!(
+        "auth.device_secrets: {short} of them shorter than 32 bytes; whoever has one token can try to guess such a secret offline"
+    );
+    (short > 0).then_some(guessable).into_iter().collect()
+}
+
+fn outlets(config: &Config) -> impl Iterator<Item = (&'static str, &Outlet)> {
+    [("callbacks.storage.url", &config.callbacks.storage), ("callbacks.push.url", &config.callbacks.push)].into_iter()
+}
+
+/// A name is looked up when a callback is sent; an address can be refused at once, however it is spelled.
+fn denied_url(loaded: &Loaded, key: &str, outlet: &Outlet) -> Option<Flaw> {
+    let address = literal_address(outlet.url.as_ref()?)?;
+    let why = denied(&loaded.config.callbacks, address)?;
+    let place = position(key).map(|i| loaded.places[i].clone());
+    Some(Flaw { place, problem: format!("`{key}` leads to {address}, which {why}") })
+}
+
+fn denied(callbacks: &Callbacks, address: IpAddr) -> Option<String> {
+    let network = callbacks.deny_networks.iter().find(|network| network.contains(&address))?;
+    Some(format!("`callbacks.deny_networks` denies ({network})"))
+}
+
+/// The URL parser has read `0xa9fea9fe` and its like as the address that it is; `::ffff:…` is unwrapped here.
+fn literal_address(url: &Url) -> Option<IpAddr> {
+    let host = url.host_str()?;
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+fn as_given(loaded: &Loaded, key: &str) -> String {
+    position(key)
+        .map_or_else(String::new, |i| format!("`{key}` ({}, {})", KEYS[i].shown(&loaded.config), loaded.places[i]))
+}

@@ -1,0 +1,222 @@
+//! What a key holds: its kind, its bounds, and the field of [`Config`] that it fills.
+
+use super::given::Given;
+use super::levels::level_rules;
+use super::sections::{Config, LogFormat, Secret};
+use crate::domain::seat::NodeId;
+use ipnet::IpNet;
+use reqwest::Url;
+use std::fmt::{Debug, Display};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Finds a key's field.
+pub(super) type Field<T> = fn(&mut Config) -> &mut T;
+
+type Bounds = RangeInclusive<u64>;
+
+/// A rule for each secret of a list. What it says must not hold the secret.
+pub(super) type SecretRule = fn(&str) -> Result<(), &'static str>;
+
+/// A key's kind with its bounds and its field.
+pub(super) enum Slot {
+    Path(Field<PathBuf>),
+    Address(Field<SocketAddr>),
+    AddressOrOff(Field<Option<SocketAddr>>),
+    Count(Bounds, Field<usize>),
+    Count64(Bounds, Field<u64>),
+    Seconds(Bounds, Field<Duration>),
+    /// 0 is off.
+    SecondsOrOff(Bounds, Field<Option<Duration>>),
+    Millis(Bounds, Field<Duration>),
+    Switch(Field<bool>),
+    Node(Field<NodeId>),
+    TextOrNone(Field<Option<String>>),
+    UrlOrNone(Field<Option<Url>>),
+    Origins(Field<Vec<String>>),
+    Networks(Field<Vec<IpNet>>),
+    Secrets(SecretRule, Field<Vec<Secret>>),
+    Level(Field<String>),
+    Format(Field<LogFormat>),
+}
+
+impl Slot {
+    /// Reads `given` into the field, or says what is wrong with it; then the field stays as it was.
+    pub(super) fn fill(&self, config: &mut Config, given: Given<'_>) -> Result<(), String> {
+        self.try_fill(config, given).map_err(|why| format!("must be {}, but {why}", self.expected()))
+    }
+
+    fn try_fill(&self, config: &mut Config, given: Given<'_>) -> Result<(), String> {
+        match self {
+            Self::Path(field) => *field(config) = some_text(given)?.into(),
+            Self::Address(field) => *field(config) = parse(&given.text()?)?,
+            Self::AddressOrOff(field) => *field(config) = unless_empty(given, parse)?,
+            Self::Count(bounds, field) => *field(config) = to_usize(given.number(bounds)?)?,
+            Self::Count64(bounds, field) => *field(config) = given.number(bounds)?,
+            Self::Seconds(bounds, field) => *field(config) = Duration::from_secs(given.number(bounds)?),
+            Self::SecondsOrOff(bounds, field) => {
+                let seconds = given.number(bounds)?;
+                *field(config) = (seconds > 0).then_some(Duration::from_secs(seconds));
+            }
+            Self::Millis(bounds, field) => *field(config) = Duration::from_millis(given.number(bounds)?),
+            Self::Switch(field) => *field(config) = given.switch()?,
+            Self::Node(field) => *field(config) = NodeId::parse(&given.text()?).map_err(|e| e.to_string())?,
+            Self::TextOrNone(field) => *field(config) = unless_empty(given, |text| Ok(text.to_owned()))?,
+            Self::UrlOrNone(field) => *field(config) = unless_empty(given, url)?,
+            Self::Origins(field) => *field(config) = each(given, origin)?,
+            Self::Networks(field) => *field(config) = each(given, network)?,
+            Self::Secrets(rule, field) => *field(config) = secrets(given, *rule)?,
+            Self::Level(field) => *field(config) = level(given.text()?)?,
+            Self::Format(field) => *field(config) = format_word(&given.text()?)?,
+        }
+        Ok(())
+    }
+
+    /// What may be given, in words that follow "must be".
+    pub(super) fn expected(&self) -> String {
+        let number = |bounds: &Bounds| format!("a whole number from {} to {}", bounds.start(), bounds.end());
+        match self {
+            Self::Path(_) => "a path".into(),
+            Self::Address(_) => "an IP address with a port, such as `127.0.0.1:8080`".into(),
+            Self::AddressOrOff(_) => "an IP address with a port, or empty (off)".into(),
+            Self::Count(bounds, _) | Self::Count64(bounds, _) | Self::Seconds(bounds, _) | Self::Millis(bounds, _) => {
+                number(bounds)
+            }
+            Self::SecondsOrOff(bounds, _) => number(bounds) + " (0: off)",
+            Self::Switch(_) => "`true` or `false`".into(),
+            Self::Node(_) => "a name of 1 to 128 characters".into(),
+            Self::TextOrNone(_) => "a text, or empty (none)".into(),
+            Self::UrlOrNone(_) => "an `http://` or `https://` URL, or empty (none)".into(),
+            Self::Origins(_) => "a list of origins, such as `https://app.example.com`".into(),
+            Self::Networks(_) => "a list of networks, such as `10.0.0.0/8`".into(),
+            Self::Secrets(..) => "a list of texts".into(),
+            Self::Level(_) => "`off`, `error`, `warn`, `info`, `debug` or `trace`, with parts such as `herenow::relay=debug` after a comma".into(),
+            Self::Format(_) => "`text` or `json`".into(),
+        }
+    }
+
+    /// The value in force, as TOML; secrets masked.
+    pub(super) fn shown(&self, config: &mut Config) -> String {
+        match self {
+            Self::Path(field) => quoted(field(config).display()),
+            Self::Address(field) => quoted(*field(config)),
+            Self::AddressOrOff(field) => field(config).map_or_else(nothing, quoted),
+            Self::Count(_, field) => field(config).to_string(),
+            Self::Count64(_, field) => field(config).to_string(),
+            Self::Seconds(_, field) => field(config).as_secs().to_string(),
+            Self::SecondsOrOff(_, field) => field(config).map_or(0, |d| d.as_secs()).to_string(),
+            Self::Millis(_, field) => field(config).as_millis().to_string(),
+            Self::Switch(field) => field(config).to_string(),
+            Self::Node(field) => quoted(field(config)),
+            Self::TextOrNone(field) => field(config).as_ref().map_or_else(nothing, quoted),
+            Self::UrlOrNone(field) => field(config).as_ref().map_or_else(nothing, |url| quoted(masked(url))),
+            Self::Origins(field) => list(field(config)),
+            Self::Networks(field) => list(field(config).iter().map(ToString::to_string)),
+            Self::Secrets(_, field) => list(field(config).iter().map(|_| MASK)),
+            Self::Level(field) => quoted(field(config)),
+            Self::Format(field) => quoted(format_name(*field(config))),
+        }
+    }
+}
+
+const MASK: &str = "***";
+
+fn quoted(value: impl Display) -> String {
+    format!("{:?}", value.to_string())
+}
+
+fn nothing() -> String {
+    quoted("")
+}
+
+fn list(entries: impl IntoIterator<Item: Debug>) -> String {
+    format!("{:?}", entries.into_iter().collect::<Vec<_>>())
+}
+
+/// A URL may hold a password, or a token in its query.
+fn masked(url: &Url) -> Url {
+    let mut url = url.clone();
+    if url.password().is_some() || !url.username().is_empty() {
+        // Both can only fail on a URL without a host, and such a one was refused.
+        let _ = url.set_username(MASK);
+        let _ = url.set_password(None);
+    }
+    if url.query().is_some() {
+        url.set_query(Some(MASK));
+    }
+    url
+}
+
+fn some_text(given: Given<'_>) -> Result<String, String> {
+    let text = given.text()?;
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text) }
+}
+
+fn unless_empty<T>(given: Given<'_>, read: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+    let text = given.text()?;
+    if text.is_empty() { Ok(None) } else { read(&text).map(Some) }
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("is {text:?}"))
+}
+
+fn to_usize(number: u64) -> Result<usize, String> {
+    usize::try_from(number).map_err(|_| format!("is {number}, too large for this machine"))
+}
+
+fn each<T>(given: Given<'_>, read: fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    given.list()?.iter().map(|entry| read(entry).map_err(|why| format!("its entry {entry:?} {why}"))).collect()
+}
+
+/// Names an entry by its number alone.
+fn secrets(given: Given<'_>, rule: SecretRule) -> Result<Vec<Secret>, String> {
+    let read = |(i, entry): (usize, String)| match rule(&entry) {
+        Ok(()) => Ok(Secret::new(entry)),
+        Err(why) => Err(format!("its entry {} {why}", i + 1)),
+    };
+    given.list()?.into_iter().enumerate().map(read).collect()
+}
+
+/// What is wrong is said without the URL: it may hold a password.
+fn url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|e| format!("is none ({e})"))?;
+    match url.scheme() {
+        "http" | "https" => Ok(url),
+        other => Err(format!("is a `{other}:` one")),
+    }
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let single = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| single()).map_err(|_| "is none".to_owned())
+}
+
+/// Browsers compare origins byte by byte, so only the one right spelling is of use.
+fn origin(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|_| "is none".to_owned())?;
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or("is none")?;
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let right = format!("{}://{host}{port}", url.scheme());
+    if text == right { Ok(right) } else { Err(format!("must be written {right:?}")) }
+}
+
+fn level(text: String) -> Result<String, String> {
+    if level_rules(&text).is_some() { Ok(text) } else { Err(format!("is {text:?}")) }
+}
+
+fn format_word(text: &str) -> Result<LogFormat, String> {
+    [LogFormat::Text, LogFormat::Json]
+        .into_iter()
+        .find(|&format| format_name(format) == text)
+        .ok_or_else(|| format!("is {text:?}"))
+}
+
+fn format_name(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    }
+}

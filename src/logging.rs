@@ -1,0 +1,50 @@
+//! The log: to standard error, in UTC, as `log.level` and `log.format` say.
+
+use crate::config::{Log, LogFormat, level_rules};
+use std::io;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+/// Libraries that tell at `info` or `debug` what nobody running herenow needs, requests among it. A rule of `log.level` can still let one speak.
+const NOISY: [&str; 9] =
+    ["actix_http", "actix_server", "actix_web", "h2", "hyper", "hyper_util", "mio", "reqwest", "rustls"];
+
+/// Starts logging for the whole process; to be called once.
+pub fn start(log: &Log) -> Result<(), TryInitError> {
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(targets(&log.level))).try_init()
+}
+
+fn targets(level: &str) -> Targets {
+    // The loader has refused what can't be read.
+    let rules = level_rules(level).unwrap_or_default();
+    let general = rules.iter().find(|(target, _)| target.is_none()).map_or(LevelFilter::INFO, |&(_, level)| level);
+    let quiet = NOISY.map(|target| (target, general.min(LevelFilter::WARN)));
+    let named = rules.iter().filter_map(|&(target, level)| Some((target?, level)));
+    Targets::new().with_default(general).with_targets(quiet).with_targets(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn noisy_libraries_stay_at_warn_unless_named() {
+        let plain = targets("debug");
+        assert!(plain.would_enable("herenow::relay", &Level::DEBUG));
+        assert!(plain.would_enable("hyper::proto", &Level::WARN));
+        assert!(!plain.would_enable("hyper::proto", &Level::INFO));
+        assert!(targets("info,hyper=trace").would_enable("hyper::proto", &Level::TRACE));
+        assert!(!targets("error").would_enable("hyper", &Level::WARN));
+        assert!(!targets("herenow=debug").would_enable("herenow", &Level::TRACE));
+    }
+}

@@ -1,0 +1,245 @@
+//! What devices do: open a stream, say how far they are and whether they are looked at; and who is online.
+
+use super::frame::GapReason;
+use super::handle::{Error, Relay};
+use super::hub::{Seat, Socket};
+use super::stream::{Start, Stream};
+use crate::domain::message::Cursor;
+use crate::domain::seat::{DeviceId, DeviceState, Presence, SeatInfo, UserId};
+use crate::domain::time::Timestamp;
+use crate::ports::{Acked, Bye, Notice, Page, PageLimit, Position, Ticket};
+use rand::RngExt;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+/// An inbox page has at most so many bytes of payload, however many messages were asked for.
+const INBOX_PAGE_BYTES: usize = 4 << 20;
+
+/// From where a stream shows persisted messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// After this one.
+    Cursor(Cursor),
+    /// From the oldest that is retained.
+    Earliest,
+    /// Only those to come.
+    Now,
+    /// From where this device last acknowledged; if it never has, from the oldest.
+    LastAck,
+}
+
+/// A request to open a stream.
+pub struct OpenStream {
+    /// Whose.
+    pub user: UserId,
+    /// On which device.
+    pub device: DeviceId,
+    /// Where persisted messages begin.
+    pub after: After,
+    /// Looked at or not.
+    pub state: DeviceState,
+    /// The stream ends then: the credential's end.
+    pub until: Timestamp,
+    /// The connection below, if it can be watched.
+    pub socket: Option<Arc<Socket>>,
+    /// Ends when the connection below is closed, where the HTTP server doesn't drop the stream by itself.
+    pub closed: Option<WaitForCancellationFutureOwned>,
+}
+
+impl Relay {
+    /// Seats a device and opens its stream. A stream that the same device has open gets `bye` `replaced`.
+    pub async fn open_stream(&self, request: OpenStream) -> Result<Stream, Error> {
+        self.check_not_draining()?;
+        let OpenStream { user, device, after, state, until, socket, closed } = request;
+        let seat = self.0.hub.open(&user, &device, socket).map_err(|full| Error::Overloaded(full.to_string()))?;
+        self.0.metrics.streams.inc();
+        self.0.metrics.streams_opened.inc();
+        // From here on the guard leaves the seat again, whatever fails.
+        let guard = Leave { relay: self, seat: Some(&seat) };
+        let now = Timestamp::now();
+        let info = SeatInfo {
+            user: user.clone(),
+            device: device.clone(),
+            node: self.0.node.clone(),
+            connection: seat.connection(),
+            state,
+            connected_at: now,
+            last_active_at: now,
+        };
+        if let Some(older) = self.0.plane.seat(info, self.0.stream.devices_per_user).await? {
+            self.end_seat(older, Bye::Replaced).await;
+        }
+        let position = self.0.store.position(&user, &device, now).await?;
+        self.0.notes.seen(&user, &device, now);
+        guard.disarm();
+        let end_at = self.end_of_stream(until, now);
+        Ok(Stream::new(self.clone(), seat, start_of(after, position), end_at, closed))
+    }
+
+    /// The token's end, or the stream's age at 80 to 100 % of `stream.max_age_s`, whichever comes first.
+    fn end_of_stream(&self, until: Timestamp, now: Timestamp) -> Option<(Instant, Bye)> {
+        let start = Instant::now();
+        let token = start.checked_add(until.since(now)).map(|at| (at, Bye::TokenExpired));
+        let age = self.0.stream.max_age.and_then(|max| {
+            let share = rand::rng().random_range(0.8..=1.0);
+            start.checked_add(max.mul_f64(share)).map(|at| (at, Bye::Rotate))
+        });
+        [token, age].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    async fn end_seat(&self, seat: SeatInfo, bye: Bye) {
+        if seat.node == self.0.node {
+            self.0.hub.end(&seat.user, seat.connection, bye);
+            return;
+        }
+        let node = seat.node.clone();
+        if let Err(error) = self.0.plane.tell(&node, Notice::Close(seat, bye)).await {
+            tracing::warn!(node.id = %node, %error, "another node could not be told to end a stream");
+        }
+    }
+
+    /// A stream has ended: its seat is withdrawn at once.
+    pub(super) fn leave(&self, seat: &Arc<Seat>) {
+        self.0.hub.remove(seat);
+        self.0.metrics.streams.dec();
+        let (relay, seat) = (self.clone(), seat.clone());
+        self.0.notes.seen(seat.user(), seat.device(), Timestamp::now());
+        self.0.tasks.spawn(async move {
+            if let Err(error) = relay.0.plane.unseat(seat.user(), seat.device(), seat.connection()).await {
+                tracing::warn!(%error, "a seat could not be withdrawn; it ends with this node's lease");
+            }
+        });
+    }
+
+    /// The device has processed all up to `cursor`.
+    pub async fn ack(&self, user: &UserId, device: &DeviceId, cursor: Cursor) -> Result<(), Error> {
+        let now = Timestamp::now();
+        if let Acked::Ahead { newest } = self.0.store.ack(user, device, cursor, now).await? {
+            return Err(Error::AckAhead { newest });
+        }
+        // It is durable; whether it also counts as activity is a matter of presence alone.
+        if let Err(error) = self.0.plane.touch(user, device, None, now).await {
+            tracing::debug!(%error, "an ack could not be counted as activity");
+        }
+        Ok(())
+    }
+
+    /// Notes whether the device is looked at.
+    pub async fn set_state(&self, user: &UserId, device: &DeviceId, state: DeviceState) -> Result<(), Error> {
+        if self.0.plane.touch(user, device, Some(state), Timestamp::now()).await? {
+            Ok(())
+        } else {
+            Err(Error::NotFound("this device has no open stream"))
+        }
+    }
+
+    /// A part of the user's inbox, as a stream of this device would show it.
+    pub async fn inbox(&self, user: &UserId, device: &DeviceId, after: After, limit: usize) -> Result<Page, Error> {
+        let now = Timestamp::now();
+        let position = self.0.store.position(user, device, now).await?;
+        let limit = PageLimit { messages: limit, payload_bytes: INBOX_PAGE_BYTES };
+        Ok(self.0.store.page(user, start_of(after, position).after, limit, now).await?)
+    }
+
+    /// The presence of each user, in order.
+    pub async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Error> {
+        Ok(self.0.plane.locate(users).await?)
+    }
+
+    /// Ends a device's stream.
+    pub async fn kick(&self, user: &UserId, device: &DeviceId) -> Result<(), Error> {
+        let presences = self.0.plane.locate(std::slice::from_ref(user)).await?;
+        let seat = presences.into_iter().flat_map(|p| p.seats).find(|seat| seat.device == *device);
+        let seat = seat.ok_or(Error::NotFound("this device is not online"))?;
+        // Withdrawn first, so that it is offline when this is answered, whatever its stream does.
+        if !self.0.plane.unseat(user, device, seat.connection).await? {
+            return Err(Error::NotFound("this device is not online"));
+        }
+        self.end_seat(seat, Bye::Kicked).await;
+        Ok(())
+    }
+
+    /// Keeps a ticket for one use.
+    pub async fn put_ticket(&self, digest: [u8; 32], ticket: Ticket) -> Result<(), Error> {
+        Ok(self.0.plane.put_ticket(digest, ticket).await?)
+    }
+
+    /// Uses a ticket up.
+    pub async fn take_ticket(&self, digest: [u8; 32]) -> Result<Option<Ticket>, Error> {
+        Ok(self.0.plane.take_ticket(digest, Timestamp::now()).await?)
+    }
+}
+
+struct Leave<'a> {
+    relay: &'a Relay,
+    seat: Option<&'a Arc<Seat>>,
+}
+
+impl Leave<'_> {
+    fn disarm(mut self) {
+        self.seat = None;
+    }
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        if let Some(seat) = self.seat {
+            self.relay.leave(seat);
+        }
+    }
+}
+
+/// Applies CONTRACT.md 4, "Start". One that lies beyond all that was given out (as after restoring an older store) is put right, or the
+/// stream would drop what comes as already seen.
+fn start_of(after: After, position: Position) -> Start {
+    let Position { acked, lost_to, newest } = position;
+    let (from, gap) = match after {
+        After::Now => (newest, None),
+        After::Earliest => (lost_to, None),
+        After::LastAck => acked.map_or((lost_to, None), |acked| checked(acked, lost_to, newest)),
+        After::Cursor(cursor) => checked(cursor, lost_to, newest),
+    };
+    Start { after: from, gap, newest }
+}
+
+fn checked(start: Cursor, lost_to: Cursor, newest: Cursor) -> (Cursor, Option<GapReason>) {
+    if start > newest {
+        (newest, Some(GapReason::Ahead))
+    } else if start < lost_to {
+        (lost_to, Some(GapReason::Expired))
+    } else {
+        (start, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_device_without_acks_begins_at_the_oldest_and_knows_of_no_gap() {
+        let position = Position { acked: None, lost_to: Cursor::new(4), newest: Cursor::new(9) };
+        let start = start_of(After::LastAck, position);
+        assert_eq!((start.after, start.gap), (Cursor::new(4), None));
+    }
+
+    proptest! {
+        #[test]
+        fn a_start_never_lies_where_messages_would_be_missed(
+            acked in proptest::option::of(0_u64..30), lost in 0_u64..20, more in 0_u64..10, asked in 0_u64..40, pick in 0_usize..4
+        ) {
+            let position = Position { acked: acked.map(Cursor::new), lost_to: Cursor::new(lost), newest: Cursor::new(lost + more) };
+            let after = [After::Now, After::Earliest, After::LastAck, After::Cursor(Cursor::new(asked))][pick];
+            let start = start_of(after, position);
+            prop_assert!(start.after >= position.lost_to && start.after <= position.newest);
+            let wish = match after {
+                After::Cursor(c) => Some(c),
+                After::LastAck => position.acked,
+                After::Now | After::Earliest => None,
+            };
+            prop_assert_eq!(start.gap.is_some(), wish.is_some_and(|w| w != start.after));
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! [`Relay`], the one handle that every door holds, and its errors.
+
+use super::hub::Hub;
+use super::metrics::Metrics;
+use super::notes::Notes;
+use super::tasks::Tasks;
+use crate::config;
+use crate::domain::message::Cursor;
+use crate::domain::seat::NodeId;
+use crate::ports::{Away, Ephemeral, KeyError, SeatError, Store, StoreError, TicketError};
+use crate::relay::callbacks::Callbacks;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The relay, cheap to clone.
+#[derive(Clone)]
+pub struct Relay(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) node: NodeId,
+    pub(super) hub: Hub,
+    pub(super) plane: Arc<dyn Ephemeral>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) callbacks: Arc<Callbacks>,
+    pub(super) notes: Notes,
+    pub(super) limits: config::Limits,
+    pub(super) stream: config::Stream,
+    pub(super) retention: Duration,
+    pub(super) tasks: Tasks,
+    pub(super) metrics: Metrics,
+    draining: AtomicBool,
+}
+
+/// What a relay is built from.
+#[expect(missing_docs, reason = "said by the types")]
+pub struct Parts {
+    pub node: NodeId,
+    pub plane: Arc<dyn Ephemeral>,
+    pub store: Arc<dyn Store>,
+    pub callbacks: Arc<Callbacks>,
+    pub limits: config::Limits,
+    pub stream: config::Stream,
+    /// `store.retention_s`: the longest and the usual life of a persisted message.
+    pub retention: Duration,
+    pub tasks: Tasks,
+    pub metrics: Metrics,
+}
+
+/// Why the relay didn't do what it was asked. It knows no status codes: the doors do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Presence can't be known now; nobody was sent anything.
+    #[error("presence is unknown at the moment")]
+    PresenceUnavailable(#[source] Away),
+    /// The store can't be asked now, or has more to do than it can hold.
+    #[error("the store is unavailable at the moment")]
+    StoreUnavailable(#[source] StoreError),
+    /// The node is about to end.
+    #[error("this node is draining")]
+    Draining,
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// The key's first send has not ended.
+    #[error("a request with this idempotency key is being worked on")]
+    KeyInProgress,
+    /// The key's first send had another body.
+    #[error("this idempotency key was used with another request")]
+    KeyReused,
+    /// The user has as many devices online as are allowed.
+    #[error("the user has {0} devices online, which is the most")]
+    TooManyDevices(usize),
+    /// A bound of this node is reached.
+    #[error("{0}")]
+    Overloaded(String),
+    /// An ack of what was never given out.
+    #[error("the newest cursor is {newest}")]
+    AckAhead {
+        /// The greatest that can be acknowledged.
+        newest: Cursor,
+    },
+}
+
+impl From<Away> for Error {
+    fn from(away: Away) -> Self {
+        Self::PresenceUnavailable(away)
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::StoreUnavailable(error)
+    }
+}
+
+impl From<SeatError> for Error {
+    fn from(error: SeatError) -> Self {
+        match error {
+            SeatError::TooManyDevices(n) => Self::TooManyDevices(n),
+            SeatError::Away(away) => away.into(),
+        }
+    }
+}
+
+impl From<KeyError> for Error {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Full => Self::Overloaded(error.to_string()),
+            KeyError::Away(away) => away.into(),
+        }
+    }
+}
+
+impl From<TicketError> for Error {
+    fn from(error: TicketError) -> Self {
+        match error {
+            TicketError::Full => Self::Overloaded(error.to_string()),
+            TicketError::Away(away) => away.into(),
+        }
+    }
+}
+
+impl Relay {
+    /// A relay of these parts; [`Relay::start`] sets its tasks going.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { node, plane, store, callbacks, limits, stream, retention, tasks, metrics } = parts;
+        Self(Arc::new(Inner {
+            node,
+            hub: Hub::new(&stream),
+            plane,
+            store,
+            callbacks,
+            notes: Notes::default(),
+            limits,
+            stream,
+            retention,
+            tasks,
+            metrics,
+            draining: AtomicBool::new(false),
+        }))
+    }
+
+    /// The name of this node.
+    pub fn node(&self) -> &NodeId {
+        &self.0.node
+    }
+
+    /// The bounds of requests.
+    pub fn limits(&self) -> &config::Limits {
+        &self.0.limits
+    }
+
+    /// `store.retention_s`
+    pub fn retention(&self) -> Duration {
+        self.0.retention
+    }
+
+    /// Who owns what outlives a request.
+    pub fn tasks(&self) -> &Tasks {
+        &self.0.tasks
+    }
+
+    /// From now on new sends and streams are refused.
+    pub fn refuse_new(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new sends and streams are refused.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn check_not_draining(&self) -> Result<(), Error> {
+        if self.is_draining() { Err(Error::Draining) } else { Ok(()) }
+    }
+
+    /// How many streams are open on this node.
+    pub fn open_streams(&self) -> usize {
+        self.0.hub.len()
+    }
+
+    /// What is away now, by name; empty if all is well (CONTRACT.md 9, `/readyz`).
+    pub async fn away(&self) -> Vec<&'static str> {
+        let mut away = vec![];
+        if self.0.plane.locate(&[]).await.is_err() {
+            away.push("presence");
+        }
+        if self.0.store.check().await.is_err() {
+            away.push("store");
+        }
+        away
+    }
+}

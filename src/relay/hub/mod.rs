@@ -1,0 +1,150 @@
+//! This node's seats: every open stream with its bounded queue, found by user. What waits in a queue never outlives its stream.
+
+mod queue;
+mod seat;
+mod socket;
+
+pub use queue::{Offer, QueueLimits, Receipt, Taken};
+pub use seat::{Offered, Seat};
+pub use socket::Socket;
+
+use crate::config;
+use crate::domain::seat::{DeviceId, UserId};
+use crate::ports::{Bye, Refusal};
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// So many locks share the users between them, so that threads rarely meet at one.
+const SHARDS: usize = 64;
+
+type Shard = RwLock<HashMap<UserId, Vec<Arc<Seat>>>>;
+
+/// The node holds as many streams as it may (`stream.max`).
+#[derive(Debug, thiserror::Error)]
+#[error("this node holds {0} streams already")]
+pub struct HubFull(pub usize);
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Hub {
+    shards: Vec<Shard>,
+    hasher: RandomState,
+    next_connection: AtomicU64,
+    open: AtomicUsize,
+    max: usize,
+    queue: QueueLimits,
+    dead_peer: Duration,
+    stall_timeout: Duration,
+}
+
+/// How often the hub looks after seats whose peers owe something.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+impl Hub {
+    /// An empty hub with the bounds of `stream.*`.
+    pub fn new(config: &config::Stream) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            hasher: RandomState::new(),
+            next_connection: AtomicU64::new(1),
+            open: AtomicUsize::new(0),
+            max: config.max,
+            queue: QueueLimits { frames: config.queue_frames, bytes: config.queue_bytes },
+            dead_peer: config.dead_peer,
+            stall_timeout: config.stall_timeout,
+        }
+    }
+
+    /// Adds a seat for a stream that is being opened.
+    pub fn open(&self, user: &UserId, device: &DeviceId, socket: Option<Arc<Socket>>) -> Result<Arc<Seat>, HubFull> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.max {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(HubFull(self.max));
+        }
+        let connection = self.next_connection.fetch_add(1, Ordering::Relaxed);
+        let seat = Arc::new(Seat::new(user.clone(), device.clone(), connection, self.queue, socket));
+        self.shard(user).write().entry(user.clone()).or_default().push(seat.clone());
+        Ok(seat)
+    }
+
+    /// Removes a seat whose stream has ended; what waits in its queue is refused.
+    pub fn remove(&self, seat: &Arc<Seat>) {
+        let mut shard = self.shard(seat.user()).write();
+        if let Some(seats) = shard.get_mut(seat.user()) {
+            let before = seats.len();
+            seats.retain(|s| !Arc::ptr_eq(s, seat));
+            if seats.len() < before {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+            }
+            if seats.is_empty() {
+                shard.remove(seat.user());
+            }
+        }
+        drop(shard);
+        seat.close();
+    }
+
+    /// The seat with this connection number.
+    pub fn find(&self, user: &UserId, connection: u64) -> Option<Arc<Seat>> {
+        self.shard(user).read().get(user)?.iter().find(|s| s.connection() == connection).cloned()
+    }
+
+    /// All seats of a user on this node.
+    pub fn seats_of(&self, user: &UserId) -> Vec<Arc<Seat>> {
+        self.shard(user).read().get(user).cloned().unwrap_or_default()
+    }
+
+    /// Offers a frame to a seat. One that isn't here any more refuses.
+    pub fn offer(&self, user: &UserId, connection: u64, offer: Offer, now: Instant) -> Result<Offered, Refusal> {
+        self.find(user, connection).ok_or(Refusal::Closed)?.offer(offer, now)
+    }
+
+    /// Ends a stream with a goodbye. False if it isn't here.
+    pub fn end(&self, user: &UserId, connection: u64, bye: Bye) -> bool {
+        self.find(user, connection).is_some_and(|seat| {
+            seat.end(bye);
+            true
+        })
+    }
+
+    /// How many streams are open.
+    pub fn len(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether no stream is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All seats, as they are now.
+    pub fn seats(&self) -> Vec<Arc<Seat>> {
+        self.shards.iter().flat_map(|shard| shard.read().values().flatten().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    /// Cuts off the peers that are gone without a word (`stream.dead_peer_s`) and those that take nothing (`stream.stall_timeout_s`).
+    ///
+    /// TCP_USER_TIMEOUT can't do this: Linux applies it to a living peer with a closed window too, which may stay for the stall timeout.
+    pub fn watch(&self, now: Instant) {
+        for shard in &self.shards {
+            for seat in shard.read().values().flatten() {
+                // A look each half second and a whole one to act: still within `dead_peer_s` of the event that went unanswered.
+                if seat.silent_for(now) + 2 * WATCH_INTERVAL >= self.dead_peer
+                    || seat.stalled_for(now) >= self.stall_timeout
+                {
+                    seat.cut();
+                }
+            }
+        }
+    }
+
+    fn shard(&self, user: &UserId) -> &Shard {
+        let hash = self.hasher.hash_one(user);
+        // The low bits are as good as any; the mask keeps it within bounds.
+        &self.shards[usize::try_from(hash & (SHARDS as u64 - 1)).unwrap_or(0)]
+    }
+}

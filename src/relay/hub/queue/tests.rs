@@ -1,0 +1,143 @@
+use super::*;
+use bytes::Bytes;
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::time::Duration;
+
+const LIMITS: QueueLimits = QueueLimits { frames: 5, bytes: 100 };
+
+fn offer(bytes: usize, key: Option<&str>, expires_at: Instant) -> Offer {
+    Offer { frame: Frame::whole(Bytes::from(vec![b'x'; bytes])), expires_at, collapse_key: key.map(Into::into) }
+}
+
+fn take(queue: &mut Queue, now: Instant) -> Option<Taken> {
+    queue.take(&Context::from_waker(Waker::noop()), now)
+}
+
+#[test]
+fn a_dropped_receipt_refuses() {
+    let (receipt, mut verdict) = Receipt::new();
+    drop(receipt);
+    assert_eq!(verdict.try_recv(), Ok(Verdict::Refused(Refusal::Closed)));
+}
+
+#[test]
+fn a_newer_frame_takes_the_place_of_an_older_with_its_key() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(1);
+    let mut queue = Queue::new(LIMITS);
+    let (_, mut first) = queue.offer(offer(10, Some("k"), later), now).unwrap();
+    let (_, mut second) = queue.offer(offer(1, None, later), now).unwrap();
+    let (_, mut third) = queue.offer(offer(11, Some("k"), later), now).unwrap();
+    assert_eq!(first.try_recv(), Ok(Verdict::Refused(Refusal::Superseded)));
+    let Some(Taken::OnlineOnly(frame, receipt)) = take(&mut queue, now) else { panic!("the newer stands first") };
+    assert_eq!(frame.len(), 11);
+    receipt.resolve(Verdict::Taken);
+    assert_eq!(third.try_recv(), Ok(Verdict::Taken));
+    assert!(second.try_recv().is_err(), "still waits");
+}
+
+#[test]
+fn a_full_queue_leaves_persisted_messages_to_the_store() {
+    let now = Instant::now();
+    let mut queue = Queue::new(LIMITS);
+    for n in 1..=7 {
+        queue.put_persisted(Cursor::new(n), Frame::whole(Bytes::from_static(b"x")), now);
+    }
+    for n in 1..=5 {
+        assert!(matches!(take(&mut queue, now), Some(Taken::Persisted(c, _)) if c.get() == n));
+    }
+    assert!(matches!(take(&mut queue, now), Some(Taken::Behind)));
+    assert!(take(&mut queue, now).is_none());
+}
+
+#[test]
+fn the_first_goodbye_counts_and_refuses_what_waits() {
+    let now = Instant::now();
+    let mut queue = Queue::new(LIMITS);
+    let (_, mut verdict) = queue.offer(offer(1, None, now + Duration::from_secs(1)), now).unwrap();
+    queue.end(Bye::Kicked);
+    queue.end(Bye::Draining);
+    assert_eq!(verdict.try_recv(), Ok(Verdict::Refused(Refusal::Closed)));
+    assert!(matches!(queue.offer(offer(1, None, now), now), Err(Refusal::Closed)));
+    assert!(matches!(take(&mut queue, now), Some(Taken::End(Bye::Kicked))));
+    assert!(take(&mut queue, now).is_none());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Offer { bytes: usize, key: Option<u8>, ttl: u64 },
+    Persist { bytes: usize },
+    Take,
+    Revoke(usize),
+    Wait(u64),
+    End,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1_usize..60, proptest::option::of(0_u8..3), 1_u64..20).prop_map(|(bytes, key, ttl)| Step::Offer { bytes, key, ttl }),
+        2 => (1_usize..60).prop_map(|bytes| Step::Persist { bytes }),
+        3 => Just(Step::Take),
+        1 => (0_usize..40).prop_map(Step::Revoke),
+        1 => (1_u64..15).prop_map(Step::Wait),
+        1 => prop_oneof![9 => Just(Step::Take), 1 => Just(Step::End)],
+    ]
+}
+
+proptest! {
+    /// Whatever happens, the bounds hold, every offer gets exactly one verdict, and `Taken` is told of just those that were taken.
+    #[test]
+    fn bounds_hold_and_every_receipt_is_honest(steps in proptest::collection::vec(step(), 1..120)) {
+        let mut now = Instant::now();
+        let mut queue = Queue::new(LIMITS);
+        let mut verdicts = HashMap::new();
+        let (mut taken, mut next_cursor, mut last_cursor) = (vec![], 0, 0);
+        for step in steps {
+            match step {
+                Step::Offer { bytes, key, ttl } => {
+                    let key = key.map(|k| k.to_string());
+                    let o = offer(bytes, key.as_deref(), now + Duration::from_millis(ttl));
+                    if let Ok((number, verdict)) = queue.offer(o, now) {
+                        verdicts.insert(number, verdict);
+                    }
+                }
+                Step::Persist { bytes } => {
+                    next_cursor += 1;
+                    queue.put_persisted(Cursor::new(next_cursor), Frame::whole(Bytes::from(vec![0; bytes])), now);
+                }
+                Step::Take => match take(&mut queue, now) {
+                    Some(Taken::OnlineOnly(_, receipt)) => {
+                        receipt.resolve(Verdict::Taken);
+                        taken.push(());
+                    }
+                    Some(Taken::Persisted(c, _)) => {
+                        prop_assert!(c.get() > last_cursor, "in order, none twice");
+                        last_cursor = c.get();
+                    }
+                    Some(Taken::Behind) => last_cursor = next_cursor,
+                    Some(Taken::End(_)) | None => {}
+                },
+                Step::Revoke(n) => {
+                    let number = n as u64;
+                    if queue.revoke(number, Refusal::Revoked) {
+                        let verdict = verdicts.get_mut(&number).unwrap().try_recv();
+                        prop_assert_eq!(verdict, Ok(Verdict::Refused(Refusal::Revoked)));
+                        verdicts.remove(&number);
+                    }
+                }
+                Step::Wait(ms) => now += Duration::from_millis(ms),
+                Step::End => queue.end(Bye::Kicked),
+            }
+            prop_assert!(queue.entries.len() <= LIMITS.frames);
+            prop_assert!(queue.bytes <= LIMITS.bytes);
+            prop_assert_eq!(queue.bytes, queue.entries.iter().map(|e| e.frame().len()).sum::<usize>());
+        }
+        drop(queue);
+        let mut told = 0;
+        for verdict in verdicts.values_mut() {
+            told += usize::from(verdict.try_recv().expect("one verdict each") == Verdict::Taken);
+        }
+        prop_assert_eq!(told, taken.len());
+    }
+}

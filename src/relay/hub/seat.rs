@@ -1,0 +1,175 @@
+//! One open stream on this node, as the senders see it: a queue to offer to, and a socket to watch.
+
+use super::queue::{Offer, Queue, QueueLimits, Taken};
+use super::socket::Socket;
+use crate::domain::message::Cursor;
+use crate::domain::seat::{DeviceId, UserId};
+use crate::ports::{Bye, Refusal, Verdict};
+use crate::relay::frame::Frame;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Seat {
+    user: UserId,
+    device: DeviceId,
+    connection: u64,
+    queue: Mutex<Queue>,
+    socket: Option<Arc<Socket>>,
+    watch: Mutex<Watch>,
+}
+
+/// What is known of the peer's taking and acknowledging.
+#[derive(Debug)]
+struct Watch {
+    /// The stream took something then, or had nothing to take.
+    progress_at: Instant,
+    /// Data was written since all was known to be acknowledged.
+    wrote: bool,
+    /// Since when the peer has owed an acknowledgement.
+    silent_since: Option<Instant>,
+    is_cut: bool,
+}
+
+/// A frame that was put into a queue, and the way to its verdict.
+#[derive(Debug)]
+pub struct Offered {
+    seat: Arc<Seat>,
+    number: u64,
+    /// What became of it.
+    pub verdict: oneshot::Receiver<Verdict>,
+}
+
+impl Offered {
+    /// Takes the frame back. True if it still waited: then it is certain that nobody gets it.
+    pub fn revoke(&self, why: Refusal) -> bool {
+        self.seat.queue.lock().revoke(self.number, why)
+    }
+}
+
+impl Seat {
+    pub(super) fn new(
+        user: UserId,
+        device: DeviceId,
+        connection: u64,
+        limits: QueueLimits,
+        socket: Option<Arc<Socket>>,
+    ) -> Self {
+        let watch = Watch { progress_at: Instant::now(), wrote: false, silent_since: None, is_cut: false };
+        Self { user, device, connection, queue: Mutex::new(Queue::new(limits)), socket, watch: Mutex::new(watch) }
+    }
+
+    /// Whose device sits here.
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
+
+    /// Which device sits here.
+    pub fn device(&self) -> &DeviceId {
+        &self.device
+    }
+
+    /// Never used twice on this node.
+    pub fn connection(&self) -> u64 {
+        self.connection
+    }
+
+    /// Puts an online-only frame into the queue, or refuses it at once.
+    pub fn offer(self: Arc<Self>, offer: Offer, now: Instant) -> Result<Offered, Refusal> {
+        let mut queue = self.queue.lock();
+        let (number, verdict) = queue.offer(offer, now)?;
+        let waker = queue.waker();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(Offered { seat: self, number, verdict })
+    }
+
+    /// Hands a persisted frame to the stream, which heeds the sequence rule.
+    pub fn put_persisted(&self, cursor: Cursor, frame: Frame, now: Instant) {
+        self.change(|queue| queue.put_persisted(cursor, frame, now));
+    }
+
+    /// Lets the stream read the store.
+    pub fn set_behind(&self) {
+        self.change(Queue::set_behind);
+    }
+
+    /// Ends the stream with a goodbye; what waits is refused at once.
+    pub fn end(&self, bye: Bye) {
+        self.change(|queue| queue.end(bye));
+    }
+
+    /// Refuses all that waits, and all to come.
+    pub fn close(&self) {
+        self.queue.lock().close();
+    }
+
+    /// Whether offers can succeed.
+    pub fn is_open(&self) -> bool {
+        self.queue.lock().is_open()
+    }
+
+    /// What the stream is to write next; it is woken when there is something.
+    pub fn take(&self, cx: &Context<'_>, now: Instant) -> Option<Taken> {
+        self.queue.lock().take(cx, now)
+    }
+
+    /// The stream is about to write.
+    pub fn note_write(&self, now: Instant) {
+        let mut watch = self.watch.lock();
+        watch.progress_at = now;
+        watch.wrote = true;
+    }
+
+    /// For how long the peer has left data unacknowledged, by what the socket says now.
+    pub fn silent_for(&self, now: Instant) -> Duration {
+        let mut watch = self.watch.lock();
+        let Some(socket) = self.socket.as_ref().filter(|_| watch.wrote) else { return Duration::ZERO };
+        let Some(no_ack_for) = socket.silence() else {
+            watch.wrote = false;
+            watch.silent_since = None;
+            return Duration::ZERO;
+        };
+        // An acknowledgement since the last look starts the count anew: the socket only tells when the last one came.
+        let last_ack = now.checked_sub(no_ack_for).unwrap_or(now);
+        let since = watch.silent_since.filter(|since| *since >= last_ack).unwrap_or(now);
+        watch.silent_since = Some(since);
+        now.saturating_duration_since(since)
+    }
+
+    /// For how long the stream has taken nothing although something waits.
+    pub fn stalled_for(&self, now: Instant) -> Duration {
+        let has_waiting = self.queue.lock().has_waiting();
+        let mut watch = self.watch.lock();
+        if !has_waiting {
+            watch.progress_at = now;
+        }
+        now.saturating_duration_since(watch.progress_at)
+    }
+
+    /// Cuts the connection off; its owner then drops the stream.
+    pub fn cut(&self) {
+        self.close();
+        let mut watch = self.watch.lock();
+        if let Some(socket) = self.socket.as_ref().filter(|_| !watch.is_cut) {
+            socket.cut();
+            watch.is_cut = true;
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Queue)) {
+        let mut queue = self.queue.lock();
+        change(&mut queue);
+        let waker = queue.waker();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The way of an online-only message: locate the recipients, offer it seat by seat, and report what became of it.
+//! Its payload is in the frames and nowhere else (CONTRACT.md 10.1).
+
+use super::frame::{Encoded, Frame, message_frame};
+use super::handle::{Error, Relay};
+use super::hub::{Offer, Offered};
+use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
+use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
+use crate::domain::time::Timestamp;
+use crate::ports::{NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::{sleep_until, timeout_at};
+use uuid::Uuid;
+
+/// A peer that owes acknowledgements for longer than this comes last (CONTRACT.md 3).
+const SILENT: Duration = Duration::from_secs(2);
+
+/// What became of an online-only message (CONTRACT.md 3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = OnlineOnlyReport)]
+pub struct Report {
+    /// Of the message.
+    pub id: Uuid,
+    /// Always true.
+    pub online_only: bool,
+    /// When it was accepted.
+    #[schema(value_type = String, format = DateTime)]
+    pub sent_at: Timestamp,
+    /// The five add up to the recipients.
+    pub summary: Summary,
+    /// Per recipient, in the order in which the sender named them.
+    pub recipients: Vec<RecipientReport>,
+}
+
+/// What became of it at one recipient.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RecipientReport {
+    /// The recipient.
+    #[schema(value_type = String)]
+    pub user: UserId,
+    /// In a word.
+    pub outcome: Outcome,
+    /// The devices that took it.
+    #[schema(value_type = Vec<String>)]
+    pub devices: Vec<DeviceId>,
+}
+
+impl Report {
+    fn new(id: Uuid, sent_at: Timestamp, recipients: Vec<RecipientReport>) -> Self {
+        let mut summary = Summary::default();
+        for recipient in &recipients {
+            summary.add(recipient.outcome);
+        }
+        Self { id, online_only: true, sent_at, summary, recipients }
+    }
+
+    /// Nothing is known of any recipient.
+    pub(super) fn unconfirmed(id: Uuid, sent_at: Timestamp, users: &[UserId]) -> Self {
+        let unknown =
+            |user: &UserId| RecipientReport { user: user.clone(), outcome: Outcome::Unconfirmed, devices: vec![] };
+        Self::new(id, sent_at, users.iter().map(unknown).collect())
+    }
+}
+
+/// What is the same for all recipients of one message.
+struct Sending {
+    deliver_to: DeliverTo,
+    collapse_key: Option<Arc<str>>,
+    /// How long an offer may wait, counted from `accepted`.
+    expires_at: Instant,
+    /// The answer waits no longer.
+    deadline: Instant,
+}
+
+impl Relay {
+    pub(super) async fn send_online_only(&self, draft: &Draft, users: &[UserId]) -> Result<Report, Error> {
+        let accepted = Instant::now();
+        let message = Message {
+            id: Uuid::now_v7(),
+            from: draft.from.clone(),
+            group: None,
+            kind: draft.kind.clone(),
+            payload: draft.payload.clone(),
+            online_only: true,
+            sent_at: Timestamp::now(),
+        };
+        let presences = self.0.plane.locate(users).await?;
+        let sending = self.sending(&draft.mode, accepted);
+        let recipients = if let ([user], [presence]) = (users, &presences[..]) {
+            let frame = |user: &UserId| message_frame(&message, user, None);
+            vec![self.deliver(&sending, user, presence, frame).await]
+        } else {
+            let encoded = Encoded::new(&message);
+            let frame = |user: &UserId| encoded.for_recipient(user, None);
+            join_all(users.iter().zip(&presences).map(|(user, p)| self.deliver(&sending, user, p, frame))).await
+        };
+        for recipient in &recipients {
+            self.0.metrics.outcome(recipient.outcome);
+        }
+        self.0.metrics.answered(accepted.elapsed());
+        Ok(Report::new(message.id, message.sent_at, recipients))
+    }
+
+    fn sending(&self, mode: &Mode, accepted: Instant) -> Sending {
+        let (deliver_to, ttl, collapse_key) = match mode {
+            Mode::OnlineOnly { deliver_to, ttl, collapse_key } => (*deliver_to, *ttl, collapse_key.clone()),
+            Mode::Persisted { ttl, .. } => (DeliverTo::EveryDevice, *ttl, None),
+        };
+        let deadline = accepted + self.0.limits.answer_wait;
+        Sending { deliver_to, collapse_key, expires_at: accepted + ttl, deadline }
+    }
+
+    async fn deliver(
+        &self,
+        sending: &Sending,
+        user: &UserId,
+        presence: &Presence,
+        frame: impl Fn(&UserId) -> Frame,
+    ) -> RecipientReport {
+        let (outcome, devices) = match (sending.deliver_to, &presence.seats[..]) {
+            (_, []) => (Outcome::Offline, vec![]),
+            (DeliverTo::OneDevice, seats) => self.to_one_device(sending, seats, &frame(user)).await,
+            (DeliverTo::EveryDevice, seats) => self.to_every_device(sending, seats, &frame(user)).await,
+        };
+        RecipientReport { user: user.clone(), outcome, devices }
+    }
+
+    /// The fallthrough rule: the next seat is tried only after a definite refusal, and time passing is none (CONTRACT.md 10.2, 10.3).
+    async fn to_one_device(&self, sending: &Sending, seats: &[SeatInfo], frame: &Frame) -> (Outcome, Vec<DeviceId>) {
+        let mut seats = seats.to_vec();
+        if seats.len() > 1 {
+            order_seats(&mut seats, |seat| self.is_silent(seat));
+        }
+        for (n, seat) in seats.iter().enumerate() {
+            let patience = (n + 1 < seats.len()).then_some(self.0.limits.seat_patience);
+            match self.offer(sending, seat, frame, patience).await {
+                Ok(Verdict::Taken) => return (Outcome::Delivered, vec![seat.device.clone()]),
+                // Too late, or overtaken by a newer one: no other device should show it any more.
+                Ok(Verdict::Refused(Refusal::Expired)) => return (Outcome::Expired, vec![]),
+                Ok(Verdict::Refused(Refusal::Superseded)) => return (Outcome::Superseded, vec![]),
+                Ok(Verdict::Refused(Refusal::Full | Refusal::Closed | Refusal::Revoked))
+                | Err(OfferError::NotTaken) => {}
+                Err(OfferError::Unknown) => return (Outcome::Unconfirmed, vec![]),
+            }
+        }
+        (Outcome::Offline, vec![])
+    }
+
+    async fn to_every_device(&self, sending: &Sending, seats: &[SeatInfo], frame: &Frame) -> (Outcome, Vec<DeviceId>) {
+        let verdicts = join_all(seats.iter().map(|seat| self.offer(sending, seat, frame, None))).await;
+        let mut takers = vec![];
+        let mut outcome = Outcome::Offline;
+        for (seat, verdict) in seats.iter().zip(verdicts) {
+            let this = match verdict {
+                Ok(Verdict::Taken) => {
+                    takers.push(seat.device.clone());
+                    Outcome::Delivered
+                }
+                Err(OfferError::Unknown) => Outcome::Unconfirmed,
+                Ok(Verdict::Refused(Refusal::Expired)) => Outcome::Expired,
+                Ok(Verdict::Refused(Refusal::Superseded)) => Outcome::Superseded,
+                Ok(Verdict::Refused(Refusal::Full | Refusal::Closed | Refusal::Revoked))
+                | Err(OfferError::NotTaken) => Outcome::Offline,
+            };
+            // What one device took is delivered; what one may have taken is not known; the rest tells why nobody did.
+            outcome = std::cmp::min_by_key(outcome, this, |o| strength(*o));
+        }
+        (outcome, takers)
+    }
+
+    async fn offer(
+        &self,
+        sending: &Sending,
+        seat: &SeatInfo,
+        frame: &Frame,
+        patience: Option<Duration>,
+    ) -> Result<Verdict, OfferError> {
+        let now = Instant::now();
+        if seat.node != self.0.node {
+            let offer = RemoteOffer {
+                seat: seat.clone(),
+                frame: frame.to_bytes(),
+                ttl: sending.expires_at.saturating_duration_since(now),
+                patience,
+                collapse_key: sending.collapse_key.clone(),
+            };
+            let answer = self.0.plane.offer(&seat.node, offer);
+            return timeout_at(sending.deadline.into(), answer).await.unwrap_or(Err(OfferError::Unknown));
+        }
+        let offer =
+            Offer { frame: frame.clone(), expires_at: sending.expires_at, collapse_key: sending.collapse_key.clone() };
+        self.offer_here(seat, offer, patience.map(|p| now + p), sending.deadline).await
+    }
+
+    /// Offers to a seat of this node and waits for the verdict. A frame that still waits when its patience or its life is over is taken
+    /// back, and that is definite; one that still waits at the deadline stays in the queue, and may yet arrive.
+    async fn offer_here(
+        &self,
+        seat: &SeatInfo,
+        offer: Offer,
+        patience_until: Option<Instant>,
+        deadline: Instant,
+    ) -> Result<Verdict, OfferError> {
+        let expires_at = offer.expires_at;
+        let result = match self.0.hub.offer(&seat.user, seat.connection, offer, Instant::now()) {
+            Ok(offered) => verdict_of(offered, patience_until, expires_at, deadline).await,
+            Err(refusal) => Ok(Verdict::Refused(refusal)),
+        };
+        if let Ok(Verdict::Refused(refusal)) = result {
+            self.0.metrics.refusal(refusal);
+        }
+        result
+    }
+
+    fn is_silent(&self, seat: &SeatInfo) -> bool {
+        seat.node == self.0.node
+            && self.0.hub.find(&seat.user, seat.connection).is_some_and(|s| s.silent_for(Instant::now()) > SILENT)
+    }
+}
+
+/// Which outcome speaks for a recipient when devices differ: the smaller.
+fn strength(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Delivered => 0,
+        Outcome::Unconfirmed => 1,
+        Outcome::Superseded => 2,
+        Outcome::Expired => 3,
+        Outcome::Offline => 4,
+    }
+}
+
+async fn verdict_of(
+    mut offered: Offered,
+    patience_until: Option<Instant>,
+    expires_at: Instant,
+    deadline: Instant,
+) -> Result<Verdict, OfferError> {
+    let (until, refusal) = match patience_until {
+        Some(patience) if patience < expires_at => (patience, Refusal::Revoked),
+        _ => (expires_at, Refusal::Expired),
+    };
+    if until < deadline {
+        tokio::select! {
+            biased;
+            verdict = &mut offered.verdict => return verdict.map_err(|_| OfferError::Unknown),
+            () = sleep_until(until.into()) => {}
+        }
+        if offered.revoke(refusal) {
+            return Ok(Verdict::Refused(refusal));
+        }
+        // It has just left the queue: its verdict is on the way.
+    }
+    match timeout_at(deadline.into(), &mut offered.verdict).await {
+        Ok(Ok(verdict)) => Ok(verdict),
+        // A receipt can't be lost without a verdict; and a late one is not waited for.
+        Ok(Err(_)) | Err(_) => Err(OfferError::Unknown),
+    }
+}
+
+/// Offers from other nodes are treated like those of this one.
+#[async_trait]
+impl NodeDoor for Relay {
+    async fn offered(&self, offer: RemoteOffer) -> Result<Verdict, OfferError> {
+        let now = Instant::now();
+        let expires_at = now + offer.ttl;
+        let here = Offer { frame: Frame::whole(offer.frame), expires_at, collapse_key: offer.collapse_key };
+        // The sender's node gives up when its answer is due; here the frame's own life bounds the wait.
+        self.offer_here(&offer.seat, here, offer.patience.map(|p| now + p), expires_at + GRACE).await
+    }
+
+    async fn noticed(&self, notice: Notice) {
+        self.heed(notice);
+    }
+}
+
+/// Long enough for a frame that has just left its queue to be handed on.
+const GRACE: Duration = Duration::from_secs(5);

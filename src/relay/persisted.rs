@@ -1,0 +1,176 @@
+//! The way of a persisted message: one durable transaction, then the answer; live delivery and callbacks go on after it.
+
+use super::frame::{Encoded, Frame, message_frame};
+use super::handle::{Error, Relay};
+use crate::domain::callback::CallbackState;
+use crate::domain::callback::Endpoint;
+use crate::domain::message::{Cursor, Draft, Message, Mode, PushWish};
+use crate::domain::seat::{NodeId, UserId};
+use crate::domain::time::Timestamp;
+use crate::ports::{Append, Appended, CallbackEntry, CallbackFilter, Leases, MessageStatus, Notice, StoreKey, Stored};
+use std::collections::HashMap;
+use std::time::Instant;
+use uuid::Uuid;
+
+impl Relay {
+    pub(super) async fn send_persisted(
+        &self,
+        draft: Draft,
+        users: Vec<UserId>,
+        key: Option<StoreKey>,
+        now: Timestamp,
+    ) -> Result<Appended, Error> {
+        let (ttl, push) = match draft.mode {
+            Mode::Persisted { ttl, push } => (ttl, push),
+            Mode::OnlineOnly { ttl, .. } => (ttl, PushWish::Off),
+        };
+        let message = Message {
+            id: Uuid::now_v7(),
+            from: draft.from,
+            group: None,
+            kind: draft.kind,
+            payload: draft.payload,
+            online_only: false,
+            sent_at: now,
+        };
+        let callbacks = &self.0.callbacks;
+        let push_due = if push == PushWish::Off { vec![] } else { self.push_due(&users, now).await };
+        let storage_callback = callbacks.is_configured(Endpoint::Storage);
+        // Room is taken before the transaction, so that a row is leased to this node only if this node will hold it.
+        let storage_room = if storage_callback { callbacks.reserve(Endpoint::Storage, 1) } else { None };
+        let push_room = if push_due.is_empty() { None } else { callbacks.reserve(Endpoint::Push, push_due.len()) };
+        let append = Append {
+            message: message.clone(),
+            expires_at: now.plus(ttl),
+            push,
+            recipients: users,
+            storage_callback,
+            lease: Leases { storage: storage_room.is_some(), push: push_room.is_some() },
+            push_due: push_due.clone(),
+            key,
+        };
+        let mut appended = self.0.store.append(append).await?;
+        // CONTRACT.md 10.4: all is durable from here on, and the answer may go out.
+        if let Appended::New(stored, leased) = &mut appended {
+            self.0.metrics.persisted_sends.inc();
+            let (for_storage, for_push): (Vec<_>, Vec<_>) =
+                std::mem::take(leased).into_iter().partition(|c| c.endpoint == Endpoint::Storage);
+            for (endpoint, wanted, room, rows) in [
+                (Endpoint::Storage, storage_callback, storage_room, for_storage),
+                (Endpoint::Push, !push_due.is_empty(), push_room, for_push),
+            ] {
+                match room {
+                    Some(room) => room.hand_over(rows),
+                    None if wanted => callbacks.overflowed(endpoint),
+                    None => {}
+                }
+            }
+            self.deliver_stored(&message, stored);
+        }
+        Ok(appended)
+    }
+
+    /// When each recipient's push is due: at once if no device is online; if that can't be known, after the grace.
+    async fn push_due(&self, users: &[UserId], now: Timestamp) -> Vec<Timestamp> {
+        if !self.0.callbacks.is_configured(Endpoint::Push) {
+            return vec![];
+        }
+        let later = now.plus(self.0.callbacks.push_grace());
+        match self.0.plane.locate(users).await {
+            Ok(presences) => presences.iter().map(|p| if p.seats.is_empty() { now } else { later }).collect(),
+            Err(_) => vec![later; users.len()],
+        }
+    }
+
+    /// Hands a committed message to the open streams: those here get the frame, other nodes are told to read the store.
+    fn deliver_stored(&self, message: &Message, stored: &Stored) {
+        let now = Instant::now();
+        let offer = |user: &UserId, cursor: Cursor, frame: &dyn Fn() -> Frame| {
+            let seats = self.0.hub.seats_of(user);
+            if !seats.is_empty() {
+                let frame = frame();
+                for seat in seats {
+                    seat.put_persisted(cursor, frame.clone(), now);
+                }
+            }
+        };
+        if let [(user, cursor)] = &stored.recipients[..] {
+            offer(user, *cursor, &|| message_frame(message, user, Some(*cursor)));
+        } else {
+            let encoded = Encoded::new(message);
+            for (user, cursor) in &stored.recipients {
+                offer(user, *cursor, &|| encoded.for_recipient(user, Some(*cursor)));
+            }
+        }
+        let (relay, users) = (self.clone(), stored.recipients.iter().map(|(user, _)| user.clone()).collect());
+        if self.0.plane.has_other_nodes() {
+            self.0.tasks.spawn(async move { relay.tell_other_nodes(users).await });
+        }
+    }
+
+    /// What can't be told is lost, and heals by the sequence rule.
+    async fn tell_other_nodes(&self, users: Vec<UserId>) {
+        let Ok(presences) = self.0.plane.locate(&users).await else { return };
+        let mut by_node: HashMap<NodeId, Vec<UserId>> = HashMap::new();
+        for (user, presence) in users.iter().zip(&presences) {
+            for seat in presence.seats.iter().filter(|seat| seat.node != self.0.node) {
+                let told = by_node.entry(seat.node.clone()).or_default();
+                if told.last() != Some(user) {
+                    told.push(user.clone());
+                }
+            }
+        }
+        for (node, users) in by_node {
+            if let Err(error) = self.0.plane.tell(&node, Notice::Stored(users)).await {
+                tracing::debug!(node.id = %node, error = %error, "another node could not be told of new messages");
+            }
+        }
+    }
+
+    /// Heeds what another node says.
+    pub(super) fn heed(&self, notice: Notice) {
+        match notice {
+            Notice::Stored(users) => {
+                for seat in users.iter().flat_map(|user| self.0.hub.seats_of(user)) {
+                    seat.set_behind();
+                }
+            }
+            Notice::Close(seat, bye) => {
+                self.0.hub.end(&seat.user, seat.connection, bye);
+            }
+        }
+    }
+
+    /// A persisted message and how it fares.
+    pub async fn message(&self, id: Uuid) -> Result<MessageStatus, Error> {
+        let found = self.0.store.message(id, Timestamp::now()).await?;
+        found.ok_or(Error::NotFound("no such message: it was online-only, recalled, has expired, or never was"))
+    }
+
+    /// Lists callbacks that are not done.
+    pub async fn callbacks(&self, filter: CallbackFilter) -> Result<Vec<CallbackEntry>, Error> {
+        Ok(self.0.store.callbacks(filter).await?)
+    }
+
+    /// Tries a failing or dead callback again, now.
+    pub async fn retry_callback(&self, id: Uuid) -> Result<(), Error> {
+        if !self.0.store.retry(id, Timestamp::now()).await? {
+            return Err(Error::NotFound("no callback with this id is failing or dead"));
+        }
+        self.wake_dispatchers();
+        Ok(())
+    }
+
+    /// Tries all failing or dead callbacks again, now; returns how many.
+    pub async fn retry_callbacks(&self, endpoint: Option<Endpoint>, state: CallbackState) -> Result<u64, Error> {
+        let count = self.0.store.retry_all(endpoint, state, Timestamp::now()).await?;
+        self.wake_dispatchers();
+        Ok(count)
+    }
+
+    fn wake_dispatchers(&self) {
+        for endpoint in Endpoint::ALL {
+            self.0.callbacks.wake(endpoint);
+        }
+    }
+}

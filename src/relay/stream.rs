@@ -1,0 +1,261 @@
+//! One open stream: catch-up and live joined by the sequence rule, heartbeat, goodbye.
+//!
+//! The sequence rule (CONTRACT.md 10.5): numbers are contiguous per user, and the stream knows the last that it wrote. Live `n == last + 1`
+//! is written, `n <= last` dropped, and `n > last + 1` means: read the store from `last`. So catch-up needs no handover.
+
+use super::frame::{self, GapReason, HEARTBEAT, message_frame};
+use super::handle::Relay;
+use super::hub::{Receipt, Seat, Taken};
+use crate::domain::message::Cursor;
+use crate::domain::time::Timestamp;
+use crate::ports::{Bye, InboxEntry, Page, PageLimit, StoreError, Verdict};
+use bytes::Bytes;
+use rand::RngExt;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::time::{Sleep, sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+/// A page of the store has at most so many messages, and at most `stream.queue_bytes` of payload.
+const PAGE_MESSAGES: usize = 100;
+/// After the store couldn't be read it is tried again this much later.
+const READ_AGAIN: Duration = Duration::from_millis(500);
+
+type Reading = Pin<Box<dyn Future<Output = Result<Page, StoreError>> + Send>>;
+
+/// Where persisted messages begin on a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) after: Cursor,
+    pub(super) gap: Option<GapReason>,
+    pub(super) newest: Cursor,
+}
+
+/// See the module's text. Polled by the HTTP answer that carries it; dropping it frees the seat at once.
+pub struct Stream {
+    relay: Relay,
+    seat: Arc<Seat>,
+    /// Written in this order before anything else.
+    opening: VecDeque<Bytes>,
+    /// The second part of a frame whose first has been written, and whom to tell then.
+    in_hand: Option<(Bytes, Option<Receipt>)>,
+    /// The last persisted message that was written, or the start.
+    last: Cursor,
+    /// The store has messages after `last` that were not offered live.
+    behind: bool,
+    page: VecDeque<InboxEntry>,
+    /// `last` moves here when the page is written: past the holes at its end.
+    page_end: Cursor,
+    reading: Option<Reading>,
+    timer: Pin<Box<Sleep>>,
+    heartbeat_at: Instant,
+    end_at: Option<(Instant, Bye)>,
+    /// Waits until the HTTP/2 connection below is closed. On HTTP/1 the server itself drops the stream then.
+    closed: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    is_over: bool,
+}
+
+impl Stream {
+    pub(super) fn new(
+        relay: Relay,
+        seat: Arc<Seat>,
+        start: Start,
+        end_at: Option<(Instant, Bye)>,
+        closed: Option<WaitForCancellationFutureOwned>,
+    ) -> Self {
+        let ready = frame::ready(seat.user(), seat.device(), relay.node(), start.after);
+        let gap = start.gap.map(|reason| frame::gap(reason, start.after));
+        let heartbeat_at = Instant::now() + relay.0.stream.heartbeat;
+        let wake_at = end_at.map_or(heartbeat_at, |(at, _)| at.min(heartbeat_at));
+        Self {
+            opening: [Some(ready), gap].into_iter().flatten().collect(),
+            in_hand: None,
+            last: start.after,
+            behind: start.newest > start.after,
+            page: VecDeque::new(),
+            page_end: start.after,
+            reading: None,
+            timer: Box::pin(sleep_until(wake_at.into())),
+            heartbeat_at,
+            end_at,
+            closed: closed.map(Box::pin),
+            is_over: false,
+            relay,
+            seat,
+        }
+    }
+
+    /// The next bytes of the stream; `None` when it is over.
+    pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let now = Instant::now();
+        if self.is_over || self.connection_is_closed(cx) {
+            self.is_over = true;
+            return Poll::Ready(None);
+        }
+        let next = self.next_bytes(cx, now);
+        if next.is_ready() {
+            self.seat.note_write(now);
+        }
+        next.map(Some)
+    }
+
+    fn connection_is_closed(&mut self, cx: &mut Context<'_>) -> bool {
+        self.closed.as_mut().is_some_and(|closed| closed.as_mut().poll(cx).is_ready())
+    }
+
+    fn next_bytes(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Bytes> {
+        if let Some((bytes, receipt)) = self.in_hand.take() {
+            resolve_taken(receipt);
+            return Poll::Ready(bytes);
+        }
+        if let Some(bytes) = self.opening.pop_front() {
+            return Poll::Ready(bytes);
+        }
+        loop {
+            if let Some(bytes) = self.next_of_page() {
+                return Poll::Ready(bytes);
+            }
+            match self.seat.take(cx, now) {
+                Some(Taken::OnlineOnly(frame, receipt)) => return Poll::Ready(self.hand_on(frame, Some(receipt))),
+                Some(Taken::Persisted(cursor, frame)) => {
+                    if let Some(bytes) = self.live(cursor, frame) {
+                        return Poll::Ready(bytes);
+                    }
+                }
+                Some(Taken::Behind) => self.behind = true,
+                Some(Taken::End(bye)) => return Poll::Ready(self.goodbye(bye)),
+                None if self.poll_reading(cx) => {}
+                None => return self.poll_timer(cx, now),
+            }
+        }
+    }
+
+    /// A frame leaves: whole, or its first part now and its second at the next poll.
+    fn hand_on(&mut self, frame: frame::Frame, receipt: Option<Receipt>) -> Bytes {
+        let (head, tail) = frame.into_parts();
+        if head.is_empty() {
+            resolve_taken(receipt);
+            return tail;
+        }
+        self.in_hand = Some((tail, receipt));
+        head
+    }
+
+    /// The sequence rule for a live message.
+    fn live(&mut self, cursor: Cursor, frame: frame::Frame) -> Option<Bytes> {
+        if cursor <= self.last {
+            return None;
+        }
+        if cursor > self.last.next() || self.is_catching_up() {
+            self.behind = true;
+            return None;
+        }
+        self.written_up_to(cursor);
+        Some(self.hand_on(frame, None))
+    }
+
+    fn is_catching_up(&self) -> bool {
+        self.behind || self.reading.is_some() || !self.page.is_empty()
+    }
+
+    fn written_up_to(&mut self, cursor: Cursor) {
+        let (user, device) = (self.seat.user(), self.seat.device());
+        self.relay.0.notes.delivered(user, device, self.last, cursor, Timestamp::now());
+        self.last = cursor;
+    }
+
+    fn next_of_page(&mut self) -> Option<Bytes> {
+        let Some(entry) = self.page.pop_front() else {
+            // Holes at the page's end count as passed once all before them is written.
+            self.last = self.last.max(self.page_end);
+            return None;
+        };
+        let frame = message_frame(&entry.message, self.seat.user(), Some(entry.cursor));
+        self.written_up_to(entry.cursor);
+        Some(self.hand_on(frame, None))
+    }
+
+    /// Reads the store if the stream is behind. True if there is something to write now.
+    fn poll_reading(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            if self.reading.is_none() && self.behind {
+                self.behind = false;
+                self.reading = Some(self.read_page(None));
+            }
+            let Some(reading) = &mut self.reading else { return false };
+            let Poll::Ready(result) = reading.as_mut().poll(cx) else { return false };
+            self.reading = None;
+            match result {
+                Ok(page) => {
+                    self.behind |= page.more;
+                    self.page_end = page.next;
+                    self.page = page.entries.into();
+                    if self.page.is_empty() {
+                        self.last = self.last.max(self.page_end);
+                    } else {
+                        return true;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a stream could not read the store and will try again");
+                    self.reading = Some(self.read_page(Some(READ_AGAIN)));
+                }
+            }
+        }
+    }
+
+    fn read_page(&self, after_pause: Option<Duration>) -> Reading {
+        let relay = self.relay.clone();
+        let (user, last) = (self.seat.user().clone(), self.last);
+        let limit = PageLimit { messages: PAGE_MESSAGES, payload_bytes: relay.0.stream.queue_bytes };
+        relay.0.metrics.catch_up_pages.inc();
+        Box::pin(async move {
+            if let Some(pause) = after_pause {
+                sleep(pause).await;
+            }
+            relay.0.store.page(&user, last, limit, Timestamp::now()).await
+        })
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Bytes> {
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        if let Some((_, bye)) = self.end_at.filter(|(at, _)| *at <= now) {
+            self.seat.close();
+            return Poll::Ready(self.goodbye(bye));
+        }
+        if self.heartbeat_at <= now {
+            self.heartbeat_at = now + self.relay.0.stream.heartbeat;
+        }
+        let wake_at = self.end_at.map_or(self.heartbeat_at, |(at, _)| at.min(self.heartbeat_at));
+        self.timer.as_mut().reset(wake_at.into());
+        Poll::Ready(HEARTBEAT)
+    }
+
+    fn goodbye(&mut self, bye: Bye) -> Bytes {
+        self.is_over = true;
+        let retry = match bye {
+            // Those who all lose their stream at once are not to come back all at once.
+            Bye::Draining | Bye::Rotate => Some(rand::rng().random_range(500..5_000)),
+            Bye::Replaced | Bye::TokenExpired | Bye::Kicked | Bye::Unauthorized => None,
+        };
+        frame::bye(bye, retry)
+    }
+}
+
+/// `delivered` means just this: handed to the stream (CONTRACT.md 10.3).
+fn resolve_taken(receipt: Option<Receipt>) {
+    if let Some(receipt) = receipt {
+        receipt.resolve(Verdict::Taken);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.relay.leave(&self.seat);
+    }
+}
