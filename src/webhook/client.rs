@@ -106,7 +106,7 @@ pub struct Webhook {
     guard: Guard,
     signer: Signer,
     timeout: Duration,
-    /// When an exchange last ended well, so that its connection may still be in the pool.
+    /// When an answer last came, so that its connection may still be in the pool.
     pooled_at: Mutex<Option<Instant>>,
 }
 
@@ -150,14 +150,14 @@ impl Webhook {
     }
 
     async fn exchange(&self, id: &str, body: Bytes) -> Posted {
-        let posted = match self.send(id, body).await {
-            Ok(response) => read(response).await,
+        match self.send(id, body).await {
+            Ok(response) => {
+                let posted = read(response).await;
+                *self.pooled_at.lock() = Some(Instant::now());
+                posted
+            }
             Err(error) => Posted::Failed(Failure::of_error(error)),
-        };
-        if posted == Posted::Success {
-            *self.pooled_at.lock() = Some(Instant::now());
         }
-        posted
     }
 
     /// Sends the request, once more if a connection from the pool turns out to have been closed by the other side: that is no failure of
