@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Response, Url};
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,8 +99,7 @@ impl FailureKind {
     }
 }
 
-/// An endpoint of the operator.
-#[derive(Debug)]
+/// An endpoint of the operator. `Debug` never shows its URL, which may bear credentials.
 pub struct Webhook {
     client: Client,
     url: Url,
@@ -108,6 +108,12 @@ pub struct Webhook {
     timeout: Duration,
     /// When an answer last came, so that its connection may still be in the pool.
     pooled_at: Mutex<Option<Instant>>,
+}
+
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook").field("timeout", &self.timeout).finish_non_exhaustive()
+    }
 }
 
 impl Webhook {

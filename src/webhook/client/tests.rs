@@ -137,6 +137,7 @@ async fn each_way_of_not_getting_through_has_its_name_and_shows_no_credentials()
         ("http://user:hunter2@nowhere.invalid/".to_owned(), FailureKind::Dns),
     ];
     for (url, kind) in cases {
+        assert!(!format!("{:?}", webhook(&outlet(&url))).contains("hunter2"));
         let failed = failure(&outlet(&url)).await;
         assert_eq!((failed.kind, failed.status), (kind, None), "{url}: {failed:?}");
         assert!(!failed.text.contains("hunter2") && !failed.text.is_empty(), "{failed:?}");
