@@ -212,3 +212,85 @@ impl Ledger {
 pub fn settlements(decided: &[Decided]) -> Vec<Settlement> {
     decided.iter().map(|d| d.settlement.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::callback::Callback;
+    use uuid::Uuid;
+
+    fn ledger(now: Instant, decisions: u128) -> Ledger {
+        let mut ledger = Ledger::new(Endpoint::Storage, now);
+        for n in 0..decisions {
+            let (id, due_at) = (Uuid::from_u128(n), Timestamp::default());
+            let callback =
+                Callback { id, endpoint: Endpoint::Storage, message: id, recipient: None, attempts: 0, due_at };
+            ledger.decide(Row::new(callback, None), 1, Decision::Sent);
+        }
+        ledger
+    }
+
+    fn away() -> StoreError {
+        StoreError::Unavailable("away".into())
+    }
+
+    #[test]
+    fn what_was_not_written_is_written_again_in_order_and_before_anything_is_read() {
+        let mut now = Instant::now();
+        let mut ledger = ledger(now, 700);
+        let first = ledger.begin_settling(now).unwrap();
+        assert_eq!(first.len(), SETTLED_AT_ONCE);
+        assert!(ledger.begin_settling(now).is_none(), "one writing at a time");
+        ledger.settled(first, Err(away()), now);
+        assert!(ledger.is_away(now) && ledger.begin_settling(now).is_none());
+        now = ledger.next_time(now);
+        assert!(!ledger.is_away(now) && !ledger.may_read(now));
+        let again = ledger.begin_settling(now).unwrap();
+        assert_eq!(settlements(&again)[0].callback.id, Uuid::from_u128(0));
+        ledger.settled(again, Ok(()), now);
+        assert!(ledger.may_read(now));
+        let rest = ledger.begin_settling(now).unwrap();
+        ledger.settled(rest, Ok(()), now);
+        assert!(ledger.is_settled());
+    }
+
+    #[test]
+    fn a_store_that_stays_away_is_asked_ever_more_seldom() {
+        let mut now = Instant::now();
+        let mut ledger = ledger(now, 0);
+        let mut waits = Vec::new();
+        for _ in 0..100 {
+            ledger.absent(&away(), now);
+            waits.push((ledger.leave_until - now).as_millis());
+            now = ledger.leave_until;
+        }
+        assert_eq!(waits[..8], [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
+        assert!(waits[8..].iter().all(|&wait| wait == 5_000));
+    }
+
+    #[test]
+    fn a_full_page_a_call_and_the_clock_each_bring_a_reading() {
+        let mut now = Instant::now();
+        let mut ledger = ledger(now, 0);
+        assert!(ledger.may_read(now), "at the start");
+        ledger.begin_reading();
+        assert!(!ledger.may_read(now), "one reading at a time");
+        ledger.read(Ok(500), 500, now);
+        assert!(ledger.may_read(now));
+        ledger.begin_reading();
+        ledger.read(Ok(499), 500, now);
+        assert!(!ledger.may_read(now));
+        ledger.wake();
+        assert!(ledger.may_read(now));
+        ledger.begin_reading();
+        ledger.wake();
+        ledger.read(Ok(0), 500, now);
+        assert!(ledger.may_read(now), "a call during a reading is not lost");
+        ledger.begin_reading();
+        ledger.read(Ok(0), 500, now);
+        now += READ_EVERY;
+        ledger.tick(now);
+        assert!(ledger.may_read(now));
+        assert!(ledger.next_time(now) > now);
+    }
+}
