@@ -15,3 +15,4 @@ pub mod logging;
 pub mod ports;
 pub mod relay;
 pub mod token;
+pub mod webhook;

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Timestamp(i64);
 
-/// `+` and `-` of durations saturate here: the end of the year 9998, since RFC 3339 writes years with four digits and jiff none of the last days of 9999.
-const LAST_MS: i64 = 253_370_764_799_999;
+/// `+` and `-` of durations saturate here: a day before the end of the year 9999, which is the last that jiff and RFC 3339 can write in any time zone.
+const LAST_MS: i64 = 253_402_207_200_000;
 
 impl Timestamp {
     /// The time now, by this machine's clock.
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn arithmetic_saturates_at_what_can_be_written() {
         let far = Timestamp::now().plus(Duration::from_secs(u64::MAX / 2000));
-        assert_eq!(far.to_string(), "9998-12-31T23:59:59.999Z");
+        assert_eq!(far.to_string(), "9999-12-30T22:00:00.000Z");
         assert_eq!(Timestamp::from_ms(5).minus(Duration::from_secs(1)).as_ms(), 0);
     }
 }
