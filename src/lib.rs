@@ -4,6 +4,7 @@
 //! its keys), `backend` (the planes), [`relay`] (routing, receipts, streams, callbacks), `http` (the doors), [`app`] (the roof). A floor
 //! uses lower ones only. `docs/architecture.md` follows a message through them.
 
+pub mod backend;
 pub mod config;
 pub mod domain;
 pub mod ports;

@@ -1,0 +1,3 @@
+//! What every implementation of a port must do: one body of tests, run by each backend's own tests.
+
+pub mod store;

@@ -1,0 +1,6 @@
+//! Floor 2: the two planes, each behind a port of floor 1. Chosen and plugged in by the roof; nothing above knows which.
+
+pub mod sqlite;
+
+#[cfg(test)]
+mod conformance;
