@@ -3,7 +3,7 @@
 use super::metrics::Metrics;
 use super::writer::Writing;
 use crate::ports::StoreError;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -78,6 +78,19 @@ pub(super) fn closed() -> StoreError {
     StoreError::Unavailable("the store is closed".into())
 }
 
+/// Jobs that share a commit.
+pub(super) struct Batch {
+    pub jobs: Vec<Box<dyn Job>>,
+    rows: usize,
+}
+
+impl Batch {
+    /// One job that shares its commit with none.
+    pub fn alone(job: Box<dyn Job>) -> Self {
+        Self { jobs: vec![job], rows: BATCH_ROWS }
+    }
+}
+
 /// Jobs wait here while the last commit runs.
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
@@ -134,8 +147,8 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// Waits for jobs and takes those that share the next commit; `None` when it is closed and empty.
-    pub fn take(&self) -> Option<Vec<Box<dyn Job>>> {
+    /// Waits for jobs and takes those that are there; `None` when it is closed and empty.
+    pub fn take(&self) -> Option<Batch> {
         let mut waiting = self.waiting.lock();
         while waiting.jobs.is_empty() {
             if waiting.closed {
@@ -143,17 +156,28 @@ impl Queue {
             }
             self.arrived.wait(&mut waiting);
         }
-        let mut batch = Vec::with_capacity(waiting.jobs.len().min(BATCH_JOBS));
-        let mut rows = 0;
-        while batch.len() < BATCH_JOBS && rows < BATCH_ROWS {
+        let mut batch = Batch { jobs: Vec::with_capacity(waiting.jobs.len().min(BATCH_JOBS)), rows: 0 };
+        self.fill(&mut batch, waiting);
+        Some(batch)
+    }
+
+    /// Adds jobs that have arrived meanwhile, if the batch has room; false if there is none to add.
+    pub fn add_to(&self, batch: &mut Batch) -> bool {
+        let before = batch.jobs.len();
+        self.fill(batch, self.waiting.lock());
+        batch.jobs.len() > before
+    }
+
+    fn fill(&self, batch: &mut Batch, mut waiting: MutexGuard<'_, Waiting>) {
+        let before = batch.jobs.len();
+        while batch.jobs.len() < BATCH_JOBS && batch.rows < BATCH_ROWS {
             let Some((job, size)) = waiting.jobs.pop_front() else { break };
             waiting.bytes -= size.bytes;
-            rows += size.rows;
-            batch.push(job);
+            batch.rows += size.rows;
+            batch.jobs.push(job);
         }
         drop(waiting);
-        self.metrics.queue.dec_by(i64::try_from(batch.len()).unwrap_or(i64::MAX));
-        Some(batch)
+        self.metrics.queue.dec_by(i64::try_from(batch.jobs.len() - before).unwrap_or(i64::MAX));
     }
 
     /// Takes no more jobs; those in it are still done.

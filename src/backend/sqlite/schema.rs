@@ -51,10 +51,10 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     if mode != "wal" {
         return Err(OpenError::NoWal(mode));
     }
-    // FULL: a commit has been fsynced when it returns. No inline checkpoints: see `checkpoint`.
+    // FULL: a commit has been fsynced when it returns. The bounds of the log are explained in `checkpoint`.
     db.execute_batch(
-        "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -65536; PRAGMA mmap_size = 0;
-         PRAGMA temp_store = MEMORY",
+        "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 16000; PRAGMA journal_size_limit = 67108864;
+         PRAGMA cache_size = -32768; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY",
     )?;
     db.set_prepared_statement_cache_capacity(64);
     migrate(&mut db, MIGRATIONS)?;
@@ -126,7 +126,7 @@ mod tests {
         let setting = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
         assert_eq!(setting("synchronous"), 2, "FULL");
         assert_eq!(setting("auto_vacuum"), 2, "INCREMENTAL");
-        assert_eq!(setting("wal_autocheckpoint"), 0);
+        assert_eq!(setting("wal_autocheckpoint"), 16_000);
         let reader = open_reader(&dir.path().join("t.db")).unwrap();
         assert!(reader.execute("DELETE FROM user", []).is_err(), "a reader can't write");
     }

@@ -1,13 +1,12 @@
-//! The one thread that writes. It takes what has queued while the last commit ran, and one fsync serves all of it: group commit, without
-//! an artificial linger.
+//! The one thread that writes. It takes what has queued while the last commit ran, and what arrives while it writes that, and one fsync
+//! serves all of it: group commit, without an artificial linger.
 //!
 //! After a failed write the connection is given up and the database opened anew: after a failed fsync the kernel may have dropped the
 //! pages, so a repeat on the same handle could report what isn't so (CONTRACT.md 10.4). It recovers without a restart (10.8).
 
-use super::checkpoint::WalBound;
 use super::leases::Leases;
 use super::metrics::Metrics;
-use super::queue::{Job, Queue};
+use super::queue::{Batch, Job, Queue};
 use super::readers::Readers;
 use super::schema::{OpenError, open_writer};
 use super::users::Users;
@@ -56,7 +55,6 @@ pub(super) struct Writer {
     metrics: Metrics,
     ids: ContextV7,
     users: Users,
-    wal: WalBound,
     /// `None` after a failure, until it is opened anew.
     db: Option<Connection>,
     failures: u32,
@@ -90,7 +88,6 @@ impl Writer {
     ) -> Result<Self, OpenError> {
         let db = Some(open_writer(&path)?);
         Ok(Self {
-            wal: WalBound::new(&path),
             path,
             rules,
             queue,
@@ -111,45 +108,41 @@ impl Writer {
         let _ended = AbandonOnDrop(Arc::clone(&self.queue));
         while let Some(batch) = self.queue.take() {
             self.serve(batch);
-            self.bound_wal();
         }
     }
 
-    fn serve(&mut self, mut batch: Vec<Box<dyn Job>>) {
+    fn serve(&mut self, mut batch: Batch) {
         let started = Instant::now();
-        self.metrics.commit_jobs.observe(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
         let outcome = self.commit(&mut batch);
         self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+        self.metrics.commit_jobs.observe(f64::from(u32::try_from(batch.jobs.len()).unwrap_or(u32::MAX)));
         match outcome {
-            Ok(()) => answer_all(batch, None),
-            Err(OpenError::Sqlite(error)) if is_the_jobs_own(&error) => self.serve_singly(batch),
-            Err(error) => self.fail(batch, error),
+            Ok(()) => answer_all(batch.jobs, None),
+            Err(OpenError::Sqlite(error)) if is_the_jobs_own(&error) => self.serve_singly(batch.jobs),
+            Err(error) => self.fail(batch.jobs, error),
         }
     }
 
     /// One bad job doesn't fail its neighbours. So no savepoint per job is needed where all is well.
-    fn serve_singly(&mut self, batch: Vec<Box<dyn Job>>) {
+    fn serve_singly(&mut self, jobs: Vec<Box<dyn Job>>) {
         self.users.forget();
-        let mut jobs = batch.into_iter();
-        for job in jobs.by_ref() {
-            let mut alone = vec![job];
+        let mut jobs = jobs.into_iter();
+        while let Some(job) = jobs.next() {
+            let mut alone = Batch::alone(job);
             match self.commit(&mut alone) {
-                Ok(()) => answer_all(alone, None),
+                Ok(()) => answer_all(alone.jobs, None),
                 Err(OpenError::Sqlite(error)) if is_the_jobs_own(&error) => {
                     self.users.forget();
                     self.metrics.errors.inc();
                     tracing::error!(error = %error, "a write was refused by the database");
-                    answer_all(alone, Some(&Shared::new(error)));
+                    answer_all(alone.jobs, Some(&Shared::new(error)));
                 }
-                Err(error) => {
-                    alone.extend(jobs);
-                    return self.fail(alone, error);
-                }
+                Err(error) => return self.fail(alone.jobs.into_iter().chain(jobs).collect(), error),
             }
         }
     }
 
-    fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), OpenError> {
+    fn commit(&mut self, batch: &mut Batch) -> Result<(), OpenError> {
         let db = match &mut self.db {
             Some(db) => db,
             none => none.insert(reopen(&self.path, self.not_before)?),
@@ -157,8 +150,15 @@ impl Writer {
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut writing =
             Writing { db: &tx, users: &mut self.users, ids: &self.ids, leases: &self.leases, rules: self.rules };
-        for job in batch {
-            job.run(&mut writing)?;
+        let mut done = 0;
+        loop {
+            for job in &mut batch.jobs[done..] {
+                job.run(&mut writing)?;
+            }
+            done = batch.jobs.len();
+            if !self.queue.add_to(batch) {
+                break;
+            }
         }
         tx.commit()?;
         self.failures = 0;
@@ -185,15 +185,6 @@ impl Writer {
         };
         self.failures = self.failures.saturating_add(1);
         self.not_before = Instant::now() + pause;
-    }
-
-    fn bound_wal(&mut self) {
-        let Some(db) = &self.db else { return };
-        if let Err(error) = self.wal.keep(db) {
-            tracing::error!(error = %error, "the write-ahead log can't be truncated");
-            self.metrics.errors.inc();
-            self.give_up_connection();
-        }
     }
 }
 
