@@ -38,7 +38,7 @@ pub(super) struct Backend;
 pub(super) struct Device {
     pub(super) user: UserId,
     /// Which device the token names, if it does.
-    pub(super) device: Option<DeviceId>,
+    pub(super) named: Option<DeviceId>,
     pub(super) until: Timestamp,
 }
 
@@ -46,7 +46,7 @@ impl Device {
     /// The device: the token's, or the one that the query names if the token names none.
     pub(super) fn device(&self, named: Option<&str>) -> Result<DeviceId, Problem> {
         let named = named.map(DeviceId::parse).transpose().map_err(|error| Problem::flaw("?device", error))?;
-        match (&self.device, named) {
+        match (&self.named, named) {
             (Some(own), Some(named)) if *own != named => {
                 Err(Problem::new(Code::Forbidden, "the token is for another device"))
             }
@@ -59,7 +59,7 @@ impl Device {
 
 impl From<Identity> for Device {
     fn from(identity: Identity) -> Self {
-        Self { user: identity.user, device: identity.device, until: identity.until }
+        Self { user: identity.user, named: identity.device, until: identity.until }
     }
 }
 
@@ -68,7 +68,8 @@ pub(super) fn bearer(request: &HttpRequest) -> Result<&str, Problem> {
     let Some(header) = request.headers().get("authorization") else {
         return Err(Problem::new(Code::MissingCredentials, "the header `Authorization: Bearer …` is needed"));
     };
-    let wrong = || Problem::new(Code::InvalidCredentials, "the `Authorization` header is not `Bearer` and a credential");
+    let wrong =
+        || Problem::new(Code::InvalidCredentials, "the `Authorization` header is not `Bearer` and a credential");
     let (scheme, credential) = header.to_str().map_err(|_| wrong())?.split_once(' ').ok_or_else(wrong)?;
     if scheme.eq_ignore_ascii_case("bearer") { Ok(credential.trim()) } else { Err(wrong()) }
 }

@@ -67,7 +67,8 @@ pub(super) async fn ack(
     let id = device.device(named.device.as_deref())?;
     let json = body::read_json(&request, payload, body::SMALL).await?;
     let AckBody { cursor } = body::parse(&json)?;
-    let cursor = Cursor::parse(&cursor).ok_or_else(|| Problem::flaw("/cursor", "is no cursor that herenow gave out"))?;
+    let cursor =
+        Cursor::parse(&cursor).ok_or_else(|| Problem::flaw("/cursor", "is no cursor that herenow gave out"))?;
     relay.ack(&device.user, &id, cursor).await?;
     Ok(HttpResponse::NoContent().finish())
 }

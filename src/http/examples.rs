@@ -15,8 +15,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 const TOKEN_TTL: Duration = Duration::from_mins(10);
-const CONTENT_SECURITY_POLICY: &str =
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Adds the example's routes.
 pub(super) fn routes(config: &mut ServiceConfig) {
@@ -97,7 +96,9 @@ mod tests {
         for own in ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST", "127.0.0.1", "[::1]"] {
             assert!(is_loopback(own), "{own}");
         }
-        for other in ["", "evil.example:8080", "localhost.evil.example", "10.0.0.1:8080", "127.0.0.1.evil.example", "::"] {
+        for other in
+            ["", "evil.example:8080", "localhost.evil.example", "10.0.0.1:8080", "127.0.0.1.evil.example", "::"]
+        {
             assert!(!is_loopback(other), "{other}");
         }
     }

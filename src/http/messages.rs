@@ -106,11 +106,8 @@ pub(super) fn draft(json: &Bytes, payload_bytes: usize, retention: Duration) -> 
     if !body::is_shallow(payload.as_bytes()) {
         flaws.add("/payload", format!("is nested deeper than {} levels", body::MAX_DEPTH));
     }
-    let mode = if send.online_only {
-        online_only(&send, &mut flaws)
-    } else {
-        persisted(&send, json, retention, &mut flaws)
-    };
+    let mode =
+        if send.online_only { online_only(&send, &mut flaws) } else { persisted(&send, json, retention, &mut flaws) };
     match (from, to, &flaws.0[..]) {
         (Some(from), Some(to), []) => {
             // A slice of the request's own buffer: the payload is copied into the frame and nowhere else.
@@ -262,7 +259,11 @@ pub(super) async fn send_message(
 }
 
 /// The same, for those who are allowed by other means than the API key.
-pub(super) async fn send(request: &HttpRequest, relay: &Data<Relay>, payload: Payload) -> Result<HttpResponse, Problem> {
+pub(super) async fn send(
+    request: &HttpRequest,
+    relay: &Data<Relay>,
+    payload: Payload,
+) -> Result<HttpResponse, Problem> {
     let payload_bytes = relay.limits().payload_bytes;
     let json = body::read_json(request, payload, payload_bytes + ENVELOPE_BYTES).await?;
     let draft = draft(&json, payload_bytes, relay.retention())?;

@@ -57,9 +57,8 @@ impl Modify for Security {
             http.description = Some(description.to_owned());
             SecurityScheme::Http(http)
         };
-        let in_query = |name: &str, text: &str| {
-            SecurityScheme::ApiKey(ApiKey::Query(ApiKeyValue::with_description(name, text)))
-        };
+        let in_query =
+            |name: &str, text: &str| SecurityScheme::ApiKey(ApiKey::Query(ApiKeyValue::with_description(name, text)));
         components.add_security_scheme("api_key", bearer("A backend's API key"));
         components.add_security_scheme("device_token", bearer("A device's token (JWT)"));
         components.add_security_scheme("ticket", in_query("ticket", "A ticket, for a stream"));
@@ -79,4 +78,28 @@ pub fn openapi_json() -> String {
     let mut text = document().to_pretty_json().expect("the document is plain data");
     text.push('\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::problem::Code;
+
+    /// `UPDATE=1 cargo test openapi` writes the file anew.
+    #[test]
+    fn the_file_is_the_document() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
+        if std::env::vars().any(|(name, _)| name == "UPDATE") {
+            std::fs::write(path, openapi_json()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), openapi_json(), "run: UPDATE=1 cargo test openapi");
+    }
+
+    #[test]
+    fn every_code_that_can_be_answered_is_in_the_document() {
+        let document = openapi_json();
+        for code in Code::ALL.iter().filter(|code| !matches!(code, Code::MethodNotAllowed | Code::Internal)) {
+            assert!(document.contains(&format!("`{}`", code.as_str())), "{}", code.as_str());
+        }
+    }
 }

@@ -70,9 +70,7 @@ pub struct Admin {
 pub(super) async fn metrics(admin: Data<Admin>) -> HttpResponse {
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &admin.registry.lock()) {
-        Ok(()) => HttpResponse::Ok()
-            .content_type("text/plain; version=0.0.4; charset=utf-8")
-            .body(text),
+        Ok(()) => HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text),
         Err(error) => {
             tracing::error!(%error, "the metrics could not be written");
             HttpResponse::InternalServerError().finish()

@@ -14,6 +14,7 @@ macro_rules! codes {
         pub(crate) enum Code { $($code),* }
 
         impl Code {
+            #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$code),*];
 
             pub(crate) const fn as_str(self) -> &'static str {
@@ -165,7 +166,9 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let detail = error.to_string();
         match error {
-            Error::PresenceUnavailable(_) => Self { cause: Some(error), ..Self::new(Code::PresenceUnavailable, detail) },
+            Error::PresenceUnavailable(_) => {
+                Self { cause: Some(error), ..Self::new(Code::PresenceUnavailable, detail) }
+            }
             Error::StoreUnavailable(_) => Self { cause: Some(error), ..Self::new(Code::StoreUnavailable, detail) },
             Error::Draining => Self::new(Code::Draining, detail),
             Error::NotFound(_) => Self::new(Code::NotFound, detail),

@@ -28,7 +28,7 @@ pub struct Doors {
 
 /// The API. Outermost stands [`answer`], so that what CORS or the framework refuse is finished there too.
 pub fn routes(
-    doors: &Doors,
+    doors: Doors,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -40,11 +40,13 @@ pub fn routes(
 > {
     let cors = Condition::new(!doors.cors_origins.is_empty(), cors(&doors.cors_origins));
     App::new()
-        .app_data(doors.relay.clone())
-        .app_data(doors.keys.clone())
-        .app_data(PathConfig::default().error_handler(|_, _| Problem::new(Code::NotFound, "the path is not UTF-8").into()))
+        .app_data(doors.relay)
+        .app_data(doors.keys)
+        .app_data(
+            PathConfig::default().error_handler(|_, _| Problem::new(Code::NotFound, "the path is not UTF-8").into()),
+        )
         .configure(api)
-        .configure(|config| {
+        .configure(move |config| {
             if doors.examples {
                 examples::routes(config);
             }

@@ -97,9 +97,8 @@ pub(super) fn mint(
     ttl: Duration,
 ) -> Result<TokenReply, Problem> {
     let minted = keys.tokens.mint(user, device, ttl);
-    let (token, expires_at) = minted.ok_or_else(|| {
-        Problem::new(Code::NotFound, "no `auth.device_secrets` are configured to sign a token with")
-    })?;
+    let (token, expires_at) = minted
+        .ok_or_else(|| Problem::new(Code::NotFound, "no `auth.device_secrets` are configured to sign a token with"))?;
     Ok(TokenReply { token, expires_at })
 }
 
@@ -122,7 +121,7 @@ pub(super) async fn create_ticket(device: Device, relay: Data<Relay>) -> Result<
     rand::rng().fill_bytes(&mut secret);
     let text = URL_SAFE_NO_PAD.encode(secret);
     let expires_at = Timestamp::now().plus(TICKET_TTL).min(device.until);
-    let ticket = Ticket { user: device.user, device: device.device, expires_at, stream_until: device.until };
+    let ticket = Ticket { user: device.user, device: device.named, expires_at, stream_until: device.until };
     relay.put_ticket(Sha256::digest(&text).into(), ticket).await?;
     Ok(HttpResponse::Created().json(TicketReply { ticket: text, expires_at }))
 }
@@ -132,5 +131,5 @@ pub(super) async fn redeem(ticket: &str, relay: &Relay) -> Result<Device, Proble
     let found = relay.take_ticket(Sha256::digest(ticket).into()).await?;
     let Ticket { user, device, stream_until, .. } = found
         .ok_or_else(|| Problem::new(Code::InvalidCredentials, "the ticket is not known, was used, or has expired"))?;
-    Ok(Device { user, device, until: stream_until })
+    Ok(Device { user, named: device, until: stream_until })
 }
