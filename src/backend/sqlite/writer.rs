@@ -4,6 +4,7 @@
 //! After a failed write the connection is given up and the database opened anew: after a failed fsync the kernel may have dropped the
 //! pages, so a repeat on the same handle could report what isn't so (CONTRACT.md 10.4). It recovers without a restart (10.8).
 
+use super::append::Inserts;
 use super::leases::Leases;
 use super::metrics::Metrics;
 use super::queue::{Batch, Job, Queue};
@@ -23,6 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What a job writes with: an open transaction and what the writer keeps in memory beside it.
 pub(super) struct Writing<'a> {
     pub db: &'a Connection,
+    pub inserts: Inserts<'a>,
     pub users: &'a mut Users,
     pub ids: &'a ContextV7,
     pub leases: &'a Arc<Leases>,
@@ -148,8 +150,14 @@ impl Writer {
             none => none.insert(reopen(&self.path, self.not_before)?),
         };
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut writing =
-            Writing { db: &tx, users: &mut self.users, ids: &self.ids, leases: &self.leases, rules: self.rules };
+        let mut writing = Writing {
+            db: &tx,
+            inserts: Inserts::new(&tx)?,
+            users: &mut self.users,
+            ids: &self.ids,
+            leases: &self.leases,
+            rules: self.rules,
+        };
         let mut done = 0;
         loop {
             for job in &mut batch.jobs[done..] {
@@ -160,6 +168,7 @@ impl Writer {
                 break;
             }
         }
+        drop(writing);
         tx.commit()?;
         self.failures = 0;
         Ok(())
