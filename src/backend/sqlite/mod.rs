@@ -198,14 +198,14 @@ impl Store for SqliteStore {
         self.readers.read(query).await
     }
 
-    async fn settle(&self, settlements: Vec<Settlement>, now: Timestamp) -> Result<(), StoreError> {
+    async fn settle(&self, settlements: Vec<Settlement>, _now: Timestamp) -> Result<(), StoreError> {
         // Held until the rows are written, or can't be: either way the leases end, so that what wasn't settled is tried again.
         let held = Leased::new(&self.leases, settlements.iter().map(|s| s.callback.clone()).collect());
         let size = Size { rows: settlements.len() * 2, bytes: settlements.len() * 256 };
         let (reply, answer) = oneshot::channel();
         let run = move |db: &mut Writing<'_>| {
             let _held = &held;
-            settlements.iter().try_for_each(|settlement| db.settle(settlement, now))
+            settlements.iter().try_for_each(|settlement| db.settle(settlement))
         };
         self.queue.push_relief(Box::new(Task::new(run, reply)), size)?;
         answer.await.map_err(|_| queue::closed())?

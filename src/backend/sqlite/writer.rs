@@ -9,6 +9,7 @@ use super::leases::Leases;
 use super::metrics::Metrics;
 use super::queue::{Batch, Job, Queue};
 use super::readers::Readers;
+use super::retention::Sweeping;
 use super::schema::{OpenError, open_writer};
 use super::users::Users;
 use crate::ports::StoreError;
@@ -26,6 +27,7 @@ pub(super) struct Writing<'a> {
     pub db: &'a Connection,
     pub inserts: Inserts<'a>,
     pub users: &'a mut Users,
+    pub sweeping: &'a mut Sweeping,
     pub ids: &'a ContextV7,
     pub leases: &'a Arc<Leases>,
     pub rules: Rules,
@@ -57,6 +59,7 @@ pub(super) struct Writer {
     metrics: Metrics,
     ids: ContextV7,
     users: Users,
+    sweeping: Sweeping,
     /// `None` after a failure, until it is opened anew.
     db: Option<Connection>,
     failures: u32,
@@ -98,6 +101,7 @@ impl Writer {
             metrics,
             ids: ContextV7::new(),
             users: Users::default(),
+            sweeping: None,
             db,
             failures: 0,
             not_before: Instant::now(),
@@ -127,14 +131,14 @@ impl Writer {
 
     /// One bad job doesn't fail its neighbours. So no savepoint per job is needed where all is well.
     fn serve_singly(&mut self, jobs: Vec<Box<dyn Job>>) {
-        self.users.forget();
+        self.forget();
         let mut jobs = jobs.into_iter();
         while let Some(job) = jobs.next() {
             let mut alone = Batch::alone(job);
             match self.commit(&mut alone) {
                 Ok(()) => answer_all(alone.jobs, None),
                 Err(OpenError::Sqlite(error)) if is_the_jobs_own(&error) => {
-                    self.users.forget();
+                    self.forget();
                     self.metrics.errors.inc();
                     tracing::error!(error = %error, "a write was refused by the database");
                     answer_all(alone.jobs, Some(&Shared::new(error)));
@@ -142,6 +146,12 @@ impl Writer {
                 Err(error) => return self.fail(alone.jobs.into_iter().chain(jobs).collect(), error),
             }
         }
+    }
+
+    /// What was kept in memory beside a transaction goes with it.
+    fn forget(&mut self) {
+        self.users.forget();
+        self.sweeping = None;
     }
 
     fn commit(&mut self, batch: &mut Batch) -> Result<(), OpenError> {
@@ -154,6 +164,7 @@ impl Writer {
             db: &tx,
             inserts: Inserts::new(&tx)?,
             users: &mut self.users,
+            sweeping: &mut self.sweeping,
             ids: &self.ids,
             leases: &self.leases,
             rules: self.rules,
@@ -186,7 +197,7 @@ impl Writer {
 
     fn give_up_connection(&mut self) {
         self.db = None;
-        self.users.forget();
+        self.forget();
         self.readers.renew();
         let pause = match self.failures {
             0 => Duration::ZERO,
