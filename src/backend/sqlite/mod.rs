@@ -46,7 +46,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use uuid::Uuid;
-use writer::{Rules, Writer, Writing};
+use writer::{Parts, Rules, Writer, Writing};
 
 /// The file in the data directory.
 const FILE: &str = "herenow.db";
@@ -91,9 +91,14 @@ impl SqliteStore {
         let queue = Queue::new(Size { rows: options.queue_jobs, bytes: options.queue_bytes }, metrics.clone());
         let readers = Readers::new(path.clone(), options.readers, metrics.clone());
         let leases = Arc::new(Leases::default());
-        let rules = Rules { retention: options.retention, inbox_max: options.inbox_max };
-        let writer =
-            Writer::open(path.clone(), rules, Arc::clone(&queue), Arc::clone(&readers), Arc::clone(&leases), metrics)?;
+        let parts = Parts {
+            rules: Rules { retention: options.retention, inbox_max: options.inbox_max },
+            queue: Arc::clone(&queue),
+            readers: Arc::clone(&readers),
+            leases: Arc::clone(&leases),
+            metrics,
+        };
+        let writer = Writer::open(path.clone(), parts)?;
         let stop = Arc::new(Stop::default());
         let store = Arc::new(Self {
             queue,
@@ -232,7 +237,7 @@ impl Store for SqliteStore {
         let mut after = Some(Uuid::nil());
         while let Some(last) = after {
             let count;
-            (count, after) = self.write(Size::SMALL, move |db| db.retry_bite(endpoint, state, last, now)).await?;
+            (count, after) = self.write(Size::BITE, move |db| db.retry_bite(endpoint, state, last, now)).await?;
             total += count;
         }
         Ok(total)
@@ -243,7 +248,7 @@ impl Store for SqliteStore {
     }
 
     async fn sweep(&self, now: Timestamp) -> Result<bool, StoreError> {
-        self.write(Size::SMALL, move |db| db.sweep(now)).await
+        self.write(Size::BITE, move |db| db.sweep(now)).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

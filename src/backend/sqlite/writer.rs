@@ -49,14 +49,19 @@ pub(super) struct Rules {
     pub inbox_max: u64,
 }
 
+/// What the thread shares with the rest of the store.
+pub(super) struct Parts {
+    pub rules: Rules,
+    pub queue: Arc<Queue>,
+    pub readers: Arc<Readers>,
+    pub leases: Arc<Leases>,
+    pub metrics: Metrics,
+}
+
 /// The state of the thread.
 pub(super) struct Writer {
     path: PathBuf,
-    rules: Rules,
-    queue: Arc<Queue>,
-    readers: Arc<Readers>,
-    leases: Arc<Leases>,
-    metrics: Metrics,
+    parts: Parts,
     ids: ContextV7,
     users: Users,
     sweeping: Sweeping,
@@ -83,22 +88,11 @@ impl Shared {
 
 impl Writer {
     /// Opens the database, so that a start fails early.
-    pub fn open(
-        path: PathBuf,
-        rules: Rules,
-        queue: Arc<Queue>,
-        readers: Arc<Readers>,
-        leases: Arc<Leases>,
-        metrics: Metrics,
-    ) -> Result<Self, OpenError> {
+    pub fn open(path: PathBuf, parts: Parts) -> Result<Self, OpenError> {
         let db = Some(open_writer(&path)?);
         Ok(Self {
             path,
-            rules,
-            queue,
-            readers,
-            leases,
-            metrics,
+            parts,
             ids: ContextV7::new(),
             users: Users::default(),
             sweeping: None,
@@ -111,8 +105,8 @@ impl Writer {
     /// Writes until the queue is closed and empty.
     pub fn run(mut self) {
         // Also when a job panics: nobody may wait for a thread that is gone.
-        let _ended = AbandonOnDrop(Arc::clone(&self.queue));
-        while let Some(batch) = self.queue.take() {
+        let _ended = AbandonOnDrop(Arc::clone(&self.parts.queue));
+        while let Some(batch) = self.parts.queue.take() {
             self.serve(batch);
         }
     }
@@ -120,8 +114,8 @@ impl Writer {
     fn serve(&mut self, mut batch: Batch) {
         let started = Instant::now();
         let outcome = self.commit(&mut batch);
-        self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-        self.metrics.commit_jobs.observe(f64::from(u32::try_from(batch.jobs.len()).unwrap_or(u32::MAX)));
+        self.parts.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+        self.parts.metrics.commit_jobs.observe(f64::from(u32::try_from(batch.jobs.len()).unwrap_or(u32::MAX)));
         match outcome {
             Ok(()) => answer_all(batch.jobs, None),
             Err(OpenError::Sqlite(error)) if is_the_jobs_own(&error) => self.serve_singly(batch.jobs),
@@ -139,7 +133,7 @@ impl Writer {
                 Ok(()) => answer_all(alone.jobs, None),
                 Err(OpenError::Sqlite(error)) if is_the_jobs_own(&error) => {
                     self.forget();
-                    self.metrics.errors.inc();
+                    self.parts.metrics.errors.inc();
                     tracing::error!(error = %error, "a write was refused by the database");
                     answer_all(alone.jobs, Some(&Shared::new(error)));
                 }
@@ -166,8 +160,8 @@ impl Writer {
             users: &mut self.users,
             sweeping: &mut self.sweeping,
             ids: &self.ids,
-            leases: &self.leases,
-            rules: self.rules,
+            leases: &self.parts.leases,
+            rules: self.parts.rules,
         };
         let mut done = 0;
         loop {
@@ -175,7 +169,7 @@ impl Writer {
                 job.run(&mut writing)?;
             }
             done = batch.jobs.len();
-            if !self.queue.add_to(batch) {
+            if !self.parts.queue.add_to(batch) {
                 break;
             }
         }
@@ -191,14 +185,14 @@ impl Writer {
             tracing::error!(error = %error, jobs = batch.len(), "the store can't write");
             self.give_up_connection();
         }
-        self.metrics.errors.inc();
+        self.parts.metrics.errors.inc();
         answer_all(batch, Some(&Shared::new(error)));
     }
 
     fn give_up_connection(&mut self) {
         self.db = None;
         self.forget();
-        self.readers.renew();
+        self.parts.readers.renew();
         let pause = match self.failures {
             0 => Duration::ZERO,
             n => LONGEST_PAUSE.min(Duration::from_millis(10 << n.min(10))),
