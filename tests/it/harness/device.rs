@@ -7,7 +7,7 @@ use super::http::{Answer, Body, Request};
 use super::node::Secrets;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -104,6 +104,7 @@ impl StreamRequest {
     /// Opens the stream and waits for its head, but not for any event.
     #[track_caller]
     pub fn connect(&self) -> Device {
+        next_millisecond();
         let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None).unwrap();
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes).unwrap();
@@ -320,6 +321,20 @@ impl Device {
         }
     }
 
+    /// The messages that come until one bears this text in its payload, that one excluded.
+    #[track_caller]
+    pub fn messages_before(&mut self, text: &str) -> Vec<Event> {
+        let mut messages = vec![];
+        loop {
+            let event = self.next_event();
+            assert_eq!(event.name, "message", "{event:?}");
+            if event.data.contains(text) {
+                return messages;
+            }
+            messages.push(event);
+        }
+    }
+
     /// Takes everything that the kernel has received, without waiting.
     pub fn drain(&mut self) {
         while self.read_until(Instant::now()) {}
@@ -342,6 +357,12 @@ impl Device {
         if let Some(tcp) = self.tcp.take() {
             SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
         }
+    }
+
+    /// From now on all that arrives is dropped below TCP, unacknowledged, and nothing is answered, as if the network were gone.
+    pub fn vanish(&self) {
+        const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+        SockRef::from(self.tcp.as_ref().unwrap()).attach_filter(&[DROP]).unwrap();
     }
 
     /// Shuts the sending side, and could still read.
@@ -372,6 +393,12 @@ impl Device {
     }
 
     fn post(&self, path: &str, body: &Value) -> Answer {
+        next_millisecond();
         Request::post(path).bearer(&self.token).json(body.to_string()).send(self.address)
     }
+}
+
+/// Activities within one millisecond have no order; those of devices here do.
+fn next_millisecond() {
+    std::thread::sleep(Duration::from_millis(1));
 }
