@@ -7,6 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse};
+use percent_encoding::percent_decode_str;
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -20,8 +21,13 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     let started = Instant::now();
     let id = request_id(&request);
     let method = request.method().clone();
-    let mut response = match next.call(request).await {
-        Ok(response) => response.map_into_boxed_body(),
+    let answered = if is_utf8(request.path()) {
+        next.call(request).await.map(ServiceResponse::map_into_boxed_body)
+    } else {
+        Ok(request.into_response(Problem::new(Code::NotFound, "the path is not UTF-8").answer(&id)))
+    };
+    let mut response = match answered {
+        Ok(response) => response,
         // No layer below fails; were one to, the connection would be dropped without a word.
         Err(error) => return Err(error),
     };
@@ -42,6 +48,11 @@ pub(super) async fn finish<B: MessageBody + 'static>(
         "answered"
     );
     Ok(response)
+}
+
+/// Whether text is UTF-8 once its `%XX` are decoded. The framework would put U+FFFD for what is not, and so make one name of many.
+pub(super) fn is_utf8(encoded: &str) -> bool {
+    percent_decode_str(encoded).decode_utf8().is_ok()
 }
 
 /// The caller's own id, if it is a sane one.

@@ -1,5 +1,6 @@
 //! `GET /v1/stream`: the SSE answer (CONTRACT.md 4).
 
+use super::answer::is_utf8;
 use super::auth::{Device, Keys, bearer, by_token};
 use super::problem::{Code, Problem};
 use super::{connection, tokens};
@@ -41,6 +42,9 @@ pub(super) struct StreamQuery {
 
 /// Reads the query of a request by type.
 pub(super) fn query<T: serde::de::DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
+    if !is_utf8(request.query_string()) {
+        return Err(Problem::flaw("?", "is not UTF-8"));
+    }
     let query = Query::<T>::from_query(request.query_string());
     query.map(Query::into_inner).map_err(|error| {
         let text = error.to_string();
