@@ -9,3 +9,4 @@ mod idempotency;
 mod online_only;
 mod ops;
 mod presence;
+mod stream;
