@@ -98,8 +98,14 @@ impl Hub {
         self.shard(user).read().get(user).cloned().unwrap_or_default()
     }
 
-    /// Offers a frame to a seat. One that isn't here any more refuses.
-    pub fn offer(&self, user: &UserId, connection: u64, offer: Offer, now: Instant) -> Result<Offered, Refusal> {
+    /// Offers a frame to a seat. One that isn't here any more refuses; `None` means that it is taken already.
+    pub fn offer(
+        &self,
+        user: &UserId,
+        connection: u64,
+        offer: Offer,
+        now: Instant,
+    ) -> Result<Option<Offered>, Refusal> {
         self.find(user, connection).ok_or(Refusal::Closed)?.offer(offer, now)
     }
 
