@@ -301,6 +301,16 @@ impl Device {
         events
     }
 
+    /// Reads on while the condition holds, keeping events for later.
+    #[track_caller]
+    pub fn read_while(&mut self, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + SOON;
+        while condition(self) {
+            assert!(Instant::now() < deadline && self.ended.is_none(), "{}/{}: {:?}", self.user, self.name, self.ended);
+            self.read_until(deadline);
+        }
+    }
+
     /// Why nothing more will come, if it is so.
     pub fn ended(&self) -> Option<&str> {
         self.ended.as_deref()
