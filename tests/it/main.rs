@@ -5,3 +5,5 @@
 #[expect(dead_code, unused_imports, reason = "chapters that use the rest follow")]
 mod harness;
 mod harness_holds;
+mod persisted;
+mod support;
