@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// A small write buffer makes the server take one frame at a time from a stream, so "taken" means "written, but for one frame".
 const WRITE_BUFFER: usize = 512;
@@ -54,8 +55,11 @@ struct AdminDoor {
 pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
     let app = App::build(&config, &Schedule::default()).await?;
     welcome::print(&config, app.address, first_start);
-    let tasks = app.tasks.clone();
-    app.run_until(stop_signals(tasks)).await
+    let (stop, halt) = (CancellationToken::new(), app.tasks.halt.clone());
+    tokio::select! {
+        ended = app.run_until(stop.clone().cancelled_owned()) => ended,
+        never = obey_signals(&stop, &halt) => never,
+    }
 }
 
 impl App {
@@ -145,24 +149,21 @@ async fn take_down(relay: &Relay, tasks: &Tasks, server: &ServerHandle, time: Du
     }
 }
 
-/// Ends at the first SIGTERM or SIGINT; a second one stops the process at once.
-async fn stop_signals(tasks: Tasks) {
+/// At the first SIGTERM or SIGINT the process is to end in order, at the second at once. It goes on for as long as it is polled: as a task
+/// it would be one of those that a drain waits for.
+async fn obey_signals(stop: &CancellationToken, halt: &CancellationToken) -> ! {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         tracing::error!("signals can't be listened for: only SIGKILL ends this process");
-        return std::future::pending().await;
+        std::future::pending().await
     };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    let halt = tasks.halt.clone();
-    tasks.spawn(async move {
+    for token in [stop, halt] {
         tokio::select! {
-            _ = term.recv() => halt.cancel(),
-            _ = int.recv() => halt.cancel(),
-            () = halt.cancelled() => {}
+            _ = term.recv() => {}
+            _ = int.recv() => {}
         }
-    });
+        token.cancel();
+    }
+    std::future::pending().await
 }
 
 fn api_server(config: &Config, relay: &Relay) -> anyhow::Result<(Server, SocketAddr)> {

@@ -5,5 +5,8 @@
 #[expect(dead_code, unused_imports, reason = "chapters that use the rest follow")]
 mod harness;
 mod harness_holds;
+mod ops;
+
 mod persisted;
+
 mod support;

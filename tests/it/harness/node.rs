@@ -4,14 +4,16 @@ use super::device::{Device, StreamRequest};
 use super::http::{Answer, Request};
 use super::{SOON, eventually};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+// Not poisoned by a test that fails.
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
@@ -30,7 +32,7 @@ pub struct Secrets(Arc<Mutex<Vec<String>>>);
 
 impl Secrets {
     pub fn note(&self, secret: &str) {
-        self.0.lock().unwrap().push(secret.to_owned());
+        self.0.lock().push(secret.to_owned());
     }
 }
 
@@ -115,7 +117,7 @@ struct Log(Arc<Mutex<String>>);
 
 impl Log {
     fn text(&self) -> MutexGuard<'_, String> {
-        self.0.lock().unwrap()
+        self.0.lock()
     }
 
     fn gather(&self, pipe: impl Read + Send + 'static) -> JoinHandle<()> {
@@ -374,7 +376,7 @@ impl Node {
         for line in log.lines() {
             assert!(!line.contains("panicked at"), "the node panicked:\n{}", tail(&log));
             assert!(!line.contains(&self.canary), "an online-only payload is in the log: {line}");
-            for secret in self.secrets.0.lock().unwrap().iter() {
+            for secret in self.secrets.0.lock().iter() {
                 assert!(!line.contains(secret.as_str()), "the secret {secret} is in the log: {line}");
             }
         }
