@@ -53,12 +53,13 @@ fn request_id(request: &ServiceRequest) -> String {
     }
 }
 
-/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body.
+/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body. Ours speak JSON: a problem, or
+/// what `/readyz` says while it is not ready.
 fn is_bare_error<B>(response: &ServiceResponse<B>) -> bool {
     let status = response.status();
     let content_type = response.headers().get("content-type");
     (status.is_client_error() || status.is_server_error())
-        && content_type.is_none_or(|value| value != "application/problem+json")
+        && content_type.is_none_or(|value| value != "application/problem+json" && value != "application/json")
 }
 
 fn as_problem<B>(response: ServiceResponse<B>, id: &str) -> ServiceResponse {

@@ -7,6 +7,7 @@ mod harness;
 mod harness_holds;
 mod ops;
 
+mod callbacks;
 mod persisted;
 
 mod support;

@@ -115,3 +115,41 @@ pub fn millis(time: &Value) -> i64 {
     assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[19] == b'.', "{time}");
     time.parse::<jiff::Timestamp>().unwrap().as_millisecond()
 }
+
+/// Starts the program with these keys, which must make it end by itself; gives what it said.
+#[track_caller]
+pub fn refused_start(set: &[String]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(crate::harness::node::PROGRAM);
+    command.current_dir(&dir).env_clear().args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", ""]);
+    for key_and_value in set {
+        command.args(["--set", key_and_value]);
+    }
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let deadline = std::time::Instant::now() + SOON;
+    while child.try_wait().unwrap().is_none() {
+        if std::time::Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("it serves with {set:?}");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
+/// The callbacks that are not done.
+#[track_caller]
+pub fn callbacks(node: &Node, query: &str) -> Vec<Value> {
+    let mut page = node.backend().get(&format!("/v1/callbacks?{query}")).expect(200).json();
+    std::mem::take(page["callbacks"].as_array_mut().unwrap())
+}
+
+/// Waits until so many callbacks are in this state.
+#[track_caller]
+pub fn expect_listed(node: &Node, query: &str, n: usize) -> Vec<Value> {
+    eventually_is(query, || callbacks(node, query), |listed| listed.len() == n)
+}
