@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// A wait may seem a little short, as it is measured at the other end.
+const SLACK: Duration = Duration::from_millis(50);
 /// Far beyond every test: what comes sooner did not wait for it.
 const NO_GRACE_NEEDED: &str = "callbacks.push.grace_ms=600000";
 
@@ -178,7 +180,7 @@ fn a_failed_callback_is_tried_again_after_five_seconds_or_so_as_the_same_event()
     }
     let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
     assert!(*least >= 4 * SECOND && *most < 8 * SECOND, "5 s +- 20 %, and some for a busy machine: {waits:?}");
-    assert!(*most - *least > SECOND / 2, "what failed together does not come back together: {waits:?}");
+    assert!(*most > *least + SECOND / 2, "what failed together does not come back together: {waits:?}");
     expect_listed(&node, "", 0);
     expect_status(
         &node,
@@ -202,7 +204,7 @@ fn an_endpoint_that_asks_for_a_pause_gets_it_and_others_go_on() {
     let resumed = &storage.expect_callbacks(2)[1];
     assert_eq!(resumed.message_id(), text(&second["id"]), "the failed one has its own 5 s to wait");
     let pause = resumed.at - asked;
-    assert!(pause >= 3 * SECOND - SECOND / 20 && pause < 6 * SECOND, "{pause:?}");
+    assert!(pause + SLACK >= 3 * SECOND && pause < 6 * SECOND, "{pause:?}");
 }
 
 #[test]
@@ -307,7 +309,7 @@ fn an_endpoint_that_is_down_is_probed_and_nothing_dies() {
     let open = r#"herenow_callback_breaker_open{endpoint="storage"}"#;
     eventually_is("the breaker opens", || node.metric(open), |open| *open > 0.5);
     let probed = storage.expect_callbacks(6);
-    assert!(probed[5].at - probed[4].at >= SECOND - SECOND / 20, "5 failures, then the first probe 1 s later");
+    assert!(probed[5].at - probed[4].at + SLACK >= SECOND, "5 failures, then the first probe 1 s later");
     assert!(callbacks(&node, "state=dead").is_empty());
     assert_eq!(each(&expect_listed(&node, "state=failing", 5), "/attempts"), [1, 1, 1, 1, 1]);
     let waiting = callbacks(&node, "state=waiting");
@@ -315,7 +317,7 @@ fn an_endpoint_that_is_down_is_probed_and_nothing_dies() {
     assert!(waiting.iter().all(|entry| entry["attempts"] == 0));
     storage.answer(Reply::Status(200));
     let all = eventually_is("it has caught up", || storage.accepted(), |accepted| accepted.len() >= 30);
-    assert!(all[0].at - probed[5].at >= 2 * SECOND - SECOND / 20, "the second probe is 2 s after the first");
+    assert!(all[0].at - probed[5].at + SLACK >= 2 * SECOND, "the second probe is 2 s after the first");
     let mut told: Vec<String> = all.iter().map(Call::message_id).collect();
     told.sort();
     assert_eq!(told, ids);

@@ -8,6 +8,7 @@ mod harness_holds;
 mod ops;
 
 mod callbacks;
+mod crash;
 mod persisted;
 
 mod support;

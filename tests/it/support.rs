@@ -67,7 +67,7 @@ pub fn whole_inbox(node: &Node, user: &str) -> Vec<Value> {
     let (mut after, mut messages) = ("earliest".to_owned(), vec![]);
     loop {
         let mut page = inbox(node, user, "reader", &format!("after={after}&limit=1000"));
-        messages.extend(page["messages"].as_array_mut().unwrap().drain(..));
+        messages.append(page["messages"].as_array_mut().unwrap());
         after = text(&page["next"]);
         if page["more"] == false {
             return messages;

@@ -407,7 +407,7 @@ async fn give(socket: &mut TcpStream, answer: Reply, shared: &Shared) -> bool {
     match answer {
         Reply::Hang => std::future::pending().await,
         Reply::Drip => trickle(socket, b"x", Duration::from_secs(1), shared).await,
-        Reply::Endless => trickle(socket, &[b'x'; 65_536], Duration::ZERO, shared).await,
+        Reply::Endless => trickle(socket, &vec![b'x'; 65_536], Duration::ZERO, shared).await,
         Reply::Cut | Reply::Garbage | Reply::Close => {}
         Reply::Status(_) | Reply::With(..) | Reply::Text(..) | Reply::Delay(_) => return written,
     }
