@@ -506,6 +506,84 @@ fn proxies_of_the_environment_are_ignored() {
 }
 
 #[test]
+fn an_endpoint_that_is_gone_is_taken_to_be_down_at_once_and_its_events_live_on() {
+    let storage = Receiver::start();
+    let node = node_of(&[("storage", &storage)], &[]);
+    storage.answer_once([Reply::Status(410)]);
+    let first = stored(&node, &chat(&["bob"], &json!(1)));
+    let open = r#"herenow_callback_breaker_open{endpoint="storage"}"#;
+    eventually_is("the breaker opens", || node.metric(open), |open| *open > 0.5);
+    let second = stored(&node, &chat(&["bob"], &json!(2)));
+    let told = eventually_is("both are told of", || storage.accepted(), |accepted| accepted.len() == 2);
+    assert_eq!(told.iter().map(Call::message_id).collect::<Vec<_>>(), [second, first]);
+    expect_listed(&node, "", 0);
+}
+
+#[test]
+fn storage_is_told_of_what_expired_or_was_trimmed_meanwhile_and_nobody_is_pushed_it() {
+    let (storage, push) = (Receiver::start_down(), Receiver::start_down());
+    let mut node = node_of(&[("storage", &storage), ("push", &push)], &["store.inbox_max=2"]);
+    let mut brief = chat(&["bob"], &json!("brief"));
+    brief["ttl_ms"] = json!(1);
+    let mut ids: BTreeSet<String> = (0..3).map(|_| stored(&node, &brief)).collect();
+    // Trimmed every 32 messages.
+    ids.extend((0..40).map(|n| stored(&node, &chat(&["carol"], &json!(n)))));
+    eventually_is("some have failed", || callbacks(&node, "state=failing"), |failing| !failing.is_empty());
+    node.restart();
+    for receiver in [&storage, &push] {
+        receiver.set_down(false);
+    }
+    let told = || storage.accepted().iter().map(Call::message_id).collect::<BTreeSet<_>>();
+    eventually_is("storage is told of all", told, |told| *told == ids);
+    expect_listed(&node, "", 0);
+    let pushed: BTreeSet<String> =
+        push.accepted().iter().map(|call| call.data()["message"]["payload"].to_string()).collect();
+    assert_eq!(pushed, ["38", "39"].map(String::from).into(), "what is still in an inbox");
+}
+
+#[test]
+fn what_a_receiver_says_is_shown_but_not_at_length() {
+    let storage = Receiver::start();
+    let node = node_of(&[("storage", &storage)], &[]);
+    storage.answer(Reply::Text(400, "\u{1b}[31mno\u{0}".to_owned() + &"\u{fc}".repeat(100_000)));
+    stored(&node, &chat(&["bob"], &json!(1)));
+    let detail = text(&expect_listed(&node, "state=failing", 1)[0]["last_error"]["detail"]);
+    assert!((1_000..1_100).contains(&detail.len()), "{}", detail.len());
+    assert!(!detail.contains(char::is_control), "{detail:?}");
+}
+
+#[test]
+fn credentials_in_a_url_are_used_and_never_shown() {
+    let storage = Receiver::start();
+    let credentials = ["url-user-canary", "url-password-canary", "url-query-canary"];
+    let [user, password, query] = credentials;
+    let url = format!("callbacks.storage.url=http://{user}:{password}@{}/hook?key={query}", storage.addr());
+    let node = Node::with(&[&url, &format!("callbacks.storage.secrets={SECRET}")]);
+    for secret in credentials.iter().chain(&[SECRET]) {
+        node.note_secret(secret);
+    }
+    storage.answer_once([Reply::Close, Reply::Close]);
+    stored(&node, &chat(&["bob"], &json!(1)));
+    stored(&node, &chat(&["bob"], &json!(2)));
+    let call = &storage.expect_callbacks(2)[1];
+    assert_eq!(call.line, format!("POST /hook?key={query} HTTP/1.1"));
+    assert!(call.header("authorization").starts_with("Basic "), "{call:?}");
+    let listed = format!("{:?}", expect_listed(&node, "state=failing", 2));
+    assert!(!credentials.iter().any(|secret| listed.contains(secret)), "{listed}");
+}
+
+#[test]
+fn a_retry_says_what_is_to_be_retried() {
+    let node = Node::start();
+    for body in [json!({}), json!({"state": "sent"}), json!({"state": "dead", "endpoint": "mail"})] {
+        node.backend().post("/v1/callbacks/retry", &body).problem(422, "invalid_request");
+    }
+    for query in ["state=sent", "endpoint=mail", "limit=0", "limit=1001", "after=x", "other=1"] {
+        node.backend().get(&format!("/v1/callbacks?{query}")).problem(422, "invalid_request");
+    }
+}
+
+#[test]
 fn callbacks_wait_through_a_restart() {
     let storage = Receiver::start();
     let mut node = node_of(&[("storage", &storage)], &[]);

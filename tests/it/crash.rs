@@ -330,3 +330,22 @@ fn a_drain_with_a_hanging_callback_ends_in_its_time() {
     node.restart();
     expect_status(&node, &id, "/storage", &json!({"state": "sent", "attempts": 1}));
 }
+
+#[test]
+fn a_drain_gives_back_what_it_has_not_begun() {
+    let storage = Receiver::start();
+    let mut node = node_of(&[("storage", &storage)], &["callbacks.storage.concurrency=2", "server.drain_s=20"]);
+    storage.answer(Reply::Delay(SECOND / 5));
+    let ids: BTreeSet<String> = (0..200).map(|n| stored(&node, &chat(&["bob"], &json!(n)))).collect();
+    let asked = Instant::now();
+    assert!(node.stop().success());
+    assert!(asked.elapsed() < 3 * SECOND, "{:?}: it waits for what is in flight alone", asked.elapsed());
+    let before = storage.count();
+    assert!(before < 200, "{before}");
+    storage.answer(Reply::Status(200));
+    node.restart();
+    expect_listed(&node, "", 0);
+    let told: Vec<String> = storage.accepted().iter().map(Call::message_id).collect();
+    assert_eq!(told.len(), 200, "none twice");
+    assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), ids);
+}

@@ -9,6 +9,8 @@ mod ops;
 
 mod callbacks;
 mod crash;
+mod disk;
+mod invariants_durable;
 mod persisted;
 
 mod support;

@@ -182,9 +182,9 @@ fn without_endpoints_there_are_no_callbacks() {
 fn what_has_expired_is_gone_and_leaves_a_hole_that_is_told_of() {
     let node = Node::start();
     let mut brief = chat(&["bob"], &json!("brief"));
-    brief["ttl_ms"] = json!(1_000);
+    brief["ttl_ms"] = json!(2_000);
     let first = accepted(&node, &brief);
-    assert_eq!(millis(&first["expires_at"]) - millis(&first["sent_at"]), 1_000);
+    assert_eq!(millis(&first["expires_at"]) - millis(&first["sent_at"]), 2_000);
     stored(&node, &chat(&["bob"], &json!("kept")));
     let third = stored(&node, &brief);
     stored(&node, &chat(&["bob"], &json!("last")));
