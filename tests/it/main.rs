@@ -10,3 +10,10 @@ mod online_only;
 mod ops;
 mod presence;
 mod stream;
+
+mod callbacks;
+mod crash;
+mod disk;
+mod invariants_durable;
+mod persisted;
+mod support;
