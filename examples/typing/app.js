@@ -457,10 +457,10 @@ class Person {
       const answer = await send(
         {
           from: this.user,
-          to: { users: [this.other.user] },
+          // To the sender too: what is on this side's screen comes from its own stream, in the order of the store, after a reload as well.
+          to: { users: [this.other.user, this.user] },
           type: 'chat',
           payload: { conversation: this.room, text, key },
-          sync_sender: true,
         },
         key,
       );
