@@ -1,14 +1,229 @@
-//! The roof: builds everything from the configuration and runs it.
+//! The roof: builds everything from the configuration, runs it, and takes it down in order.
 
-use crate::config::Config;
+mod welcome;
 
-/// Serves until a signal ends the process. On the first start the credentials are shown once.
-#[expect(clippy::unused_async, reason = "the signature that the command line relies on")]
-pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet (listen {}, first start {first_start})", config.server.listen)
+use crate::backend::memory::MemoryPlane;
+use crate::backend::sqlite::{Options, SqliteStore};
+use crate::config::{self, Config};
+use crate::domain::retry::Schedule;
+use crate::http::{self, Admin, Doors, Keys};
+use crate::ports::Store;
+use crate::relay::callbacks::Callbacks;
+use crate::relay::handle::{Parts, Relay};
+use crate::relay::metrics::Metrics;
+use crate::relay::tasks::Tasks;
+use actix_web::dev::{Server, ServerHandle};
+use actix_web::web::Data;
+use actix_web::{App as Actix, HttpServer};
+use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+
+/// A small write buffer makes the server take one frame at a time from a stream, so "taken" means "written, but for one frame".
+const WRITE_BUFFER: usize = 512;
+/// Headers have so long to arrive.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Beside streams, so many connections of backends are taken.
+const API_CONNECTIONS: usize = 10_000;
+
+/// A relay with its doors, bound and ready to run.
+pub struct App {
+    relay: Relay,
+    store: Arc<SqliteStore>,
+    tasks: Tasks,
+    drain: Duration,
+    api: Server,
+    address: SocketAddr,
+    admin: Option<AdminDoor>,
 }
 
-/// The OpenAPI document.
-pub fn openapi_json() -> String {
-    r#"{"openapi":"3.1.0","info":{"title":"herenow","version":"0"},"paths":{}}"#.to_owned()
+struct AdminDoor {
+    handle: ServerHandle,
+    address: SocketAddr,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// Serves until a signal ends the process. On the first start the credentials are shown once.
+pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
+    let app = App::build(&config, &Schedule::default()).await?;
+    welcome::print(&config, app.address, first_start);
+    let tasks = app.tasks.clone();
+    app.run_until(stop_signals(tasks)).await
+}
+
+impl App {
+    /// Opens the planes, binds the sockets and starts the relay's own tasks. To be called on a tokio runtime; `schedule` is that of failed
+    /// callbacks.
+    pub async fn build(config: &Config, schedule: &Schedule) -> anyhow::Result<Self> {
+        raise_open_files(config.stream.max);
+        let tasks = Tasks::on_this_runtime();
+        let mut registry = Registry::with_prefix("herenow");
+        let options = Options::new(config.store.retention, config.store.inbox_max);
+        let store =
+            SqliteStore::open(&config.data_dir, &options, &mut registry).context("the store can't be opened")?;
+        let dyn_store: Arc<dyn Store> = store.clone();
+        let callbacks = Callbacks::start(&dyn_store, &config.callbacks, schedule, &tasks, &mut registry)?;
+        let relay = Relay::new(Parts {
+            node: config.cluster.node.clone(),
+            plane: Arc::new(MemoryPlane::default()),
+            store: dyn_store,
+            callbacks,
+            limits: config.limits.clone(),
+            stream: config.stream.clone(),
+            retention: config.store.retention,
+            tasks: tasks.clone(),
+            metrics: Metrics::new(&mut registry),
+        });
+        relay.start().await?;
+        let (api, address) = api_server(config, &relay)?;
+        let admin = Admin { registry: Arc::new(Mutex::new(registry)) };
+        let admin = config.server.admin_listen.map(|at| admin_server(at, &config.stream, &relay, admin)).transpose()?;
+        let drain = config.server.drain;
+        Ok(Self { relay, store, tasks, drain, api, address, admin })
+    }
+
+    /// Where the API listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the admin listener is, if there is one.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.address)
+    }
+
+    /// Serves until `stop`, then drains (CONTRACT.md 9). An essential task that dies ends the process too, and with an error.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { relay, store, tasks, drain, api, admin, address } = self;
+        tracing::info!(%address, admin = ?admin.as_ref().map(|a| a.address), node.id = %relay.node(), "serving");
+        let handle = api.handle();
+        let mut server = tokio::task::JoinSet::new();
+        server.spawn(api);
+        let failed = tokio::select! {
+            () = stop => None,
+            () = tasks.drain.cancelled() => Some("a task that should never end has ended: see the log"),
+            _ = server.join_next() => Some("the server has ended by itself: see the log"),
+        };
+        tracing::info!("draining");
+        tokio::select! {
+            () = tasks.halt.cancelled() => tracing::warn!("stopping at once"),
+            () = take_down(&relay, &tasks, &handle, drain) => {}
+        }
+        tasks.halt.cancel();
+        handle.stop(false).await;
+        if timeout(LAST_WAIT, tasks.finished()).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        if let Some(AdminDoor { handle, thread, .. }) = admin {
+            handle.stop(false).await;
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+        tokio::task::spawn_blocking(move || store.close()).await?;
+        failed.map_or(Ok(()), |why| Err(anyhow::anyhow!(why)))
+    }
+}
+
+/// What a killed task or a closed connection may take to end.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// In this order: nothing new; goodbye to the streams; then what is in flight, confirmations and callbacks, is finished.
+async fn take_down(relay: &Relay, tasks: &Tasks, server: &ServerHandle, time: Duration) {
+    relay.refuse_new();
+    tasks.drain.cancel();
+    relay.end_streams(time).await;
+    server.stop(true).await;
+    relay.flush_notes().await;
+    if timeout(time, tasks.finished()).await.is_err() {
+        tracing::warn!("some callbacks were still in flight and will be repeated at the next start");
+    }
+}
+
+/// Ends at the first SIGTERM or SIGINT; a second one stops the process at once.
+async fn stop_signals(tasks: Tasks) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!("signals can't be listened for: only SIGKILL ends this process");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    let halt = tasks.halt.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            _ = term.recv() => halt.cancel(),
+            _ = int.recv() => halt.cancel(),
+            () = halt.cancelled() => {}
+        }
+    });
+}
+
+fn api_server(config: &Config, relay: &Relay) -> anyhow::Result<(Server, SocketAddr)> {
+    let listen = config.server.listen;
+    let listener = http::listener(listen, &config.stream).with_context(|| format!("can't listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    let doors = Doors {
+        relay: Data::new(relay.clone()),
+        keys: Data::new(Keys::new(&config.auth)),
+        cors_origins: config.server.cors_origins.clone(),
+        // Anybody may mint tokens there: only where everybody who gets there may read the credentials anyway.
+        examples: config.auth.self_made && address.ip().is_loopback(),
+    };
+    let workers = config.server.workers;
+    let server = HttpServer::new(move || http::routes(doors.clone()))
+        .workers(workers)
+        .max_connections((config.stream.max + API_CONNECTIONS).div_ceil(workers))
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(HEADERS_TIMEOUT)
+        // A closed tab is offline at once, not two heartbeats later. The price: a client that shuts its sending side is closed too.
+        .h1_allow_half_closed(false)
+        .h1_write_buffer_size(WRITE_BUFFER)
+        .on_connect(http::note_connection)
+        .disable_signals()
+        .shutdown_timeout(1)
+        .listen_auto_h2c(listener)?;
+    Ok((server.run(), address))
+}
+
+/// On a thread and a runtime of its own, so that it answers under load.
+fn admin_server(at: SocketAddr, stream: &config::Stream, relay: &Relay, admin: Admin) -> anyhow::Result<AdminDoor> {
+    let listener = http::listener(at, stream).with_context(|| format!("can't listen on {at} (server.admin_listen)"))?;
+    let address = listener.local_addr()?;
+    let relay = Data::new(relay.clone());
+    let admin = Data::new(admin);
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name("admin".into()).spawn(move || {
+        let run = async move {
+            let app =
+                move || Actix::new().app_data(relay.clone()).app_data(admin.clone()).configure(http::admin_routes);
+            let server = HttpServer::new(app).workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run();
+            let _ = send.send(server.handle());
+            server.await
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if let Err(error) = runtime.and_then(|runtime| runtime.block_on(run)) {
+            tracing::error!(%error, "the admin listener has failed");
+        }
+    })?;
+    let handle = receive.recv().context("the admin listener could not be started")?;
+    Ok(AdminDoor { handle, address, thread })
+}
+
+/// Each stream takes two descriptors: its connection, and the hub's own handle on it.
+fn raise_open_files(streams: usize) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let wanted = (streams as u64).saturating_add(API_CONNECTIONS as u64).saturating_mul(2);
+    if soft < wanted.min(hard) && setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).is_err() {
+        tracing::warn!(soft, "the limit of open files could not be raised");
+    }
+    if hard < wanted {
+        tracing::warn!(open_files = hard, "fewer files may be open than `stream.max` streams need: see `ulimit -n`");
+    }
 }

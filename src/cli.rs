@@ -11,7 +11,6 @@ mod serve;
 mod sse;
 mod token;
 
-use crate::app;
 use crate::config::{self, ConfigErrors};
 use args::ServeArgs;
 use clap::{Parser, Subcommand};
@@ -86,7 +85,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Send(args) => client::block_on(send::run(&args)),
         Command::Listen(args) => client::block_on(listen::run(args)),
         Command::Presence(args) => client::block_on(presence::run(&args)),
-        Command::Openapi => print(&app::openapi_json()),
+        Command::Openapi => print(&crate::http::openapi_json()),
         Command::Config(ConfigCommand::Check(args)) => check(&args),
     }
 }

@@ -50,7 +50,7 @@ pub enum CallbackState {
 /// A callback row as a dispatcher holds it. The body is made from the store at each attempt, never kept in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Callback {
-    /// UUIDv7; the `webhook-id` of every attempt.
+    /// UUIDv7; the `webhook-id` of every attempt, unless it is told in a batch with others.
     pub id: Uuid,
     /// Where it goes.
     pub endpoint: Endpoint,

@@ -51,7 +51,7 @@ impl Notes {
         }
     }
 
-    /// Writes what has been gathered, as long as the process lasts, and the last of it while draining.
+    /// Writes what has been gathered, again and again until `stop`.
     pub async fn run(&self, store: &dyn Store, stop: CancellationToken) {
         while !stop.is_cancelled() {
             tokio::select! {

@@ -20,7 +20,7 @@ impl Relay {
         let relay = self.clone();
         tasks.spawn_essential("notes", async move {
             let store = relay.0.store.clone();
-            relay.0.notes.run(&*store, relay.0.tasks.halt.clone()).await;
+            relay.0.notes.run(&*store, relay.0.tasks.drain.clone()).await;
         });
         let relay = self.clone();
         tasks.spawn_essential("watch", async move { relay.watch_streams().await });
@@ -35,7 +35,7 @@ impl Relay {
         loop {
             tokio::select! {
                 biased;
-                () = self.0.tasks.halt.cancelled() => return,
+                () = self.0.tasks.drain.cancelled() => return,
                 _ = tick.tick() => self.0.hub.watch(Instant::now()),
             }
         }
@@ -54,6 +54,11 @@ impl Relay {
                 () = sleep(pause) => {}
             }
         }
+    }
+
+    /// Writes down what streams have seen until now.
+    pub async fn flush_notes(&self) {
+        self.0.notes.flush(&*self.0.store).await;
     }
 
     /// Says goodbye to all streams, spread over `time`, and waits until they are gone or the time is over.

@@ -1,3 +1,4 @@
-//! What every implementation of a port must do, in one place: each backend's tests run these bodies.
+//! What every implementation of a port must do: one body of tests, run by each backend's own tests.
 
 pub mod directory;
+pub mod store;

@@ -1,0 +1,174 @@
+//! A message, its place in every inbox, its callbacks and its idempotency key: one transaction (CONTRACT.md 10.4, 10.6).
+
+use super::columns::{endpoint_number, id, number, push_column, spots, state_number, time};
+use super::leases::Leased;
+use super::recipients::{Spot, encode};
+use super::writer::Writing;
+use crate::domain::callback::{Callback, CallbackState, Endpoint};
+use crate::domain::message::Cursor;
+use crate::domain::seat::UserId;
+use crate::domain::time::Timestamp;
+use crate::ports::{Append, Appended, BodyHash, StoreKey, Stored};
+use rusqlite::{OptionalExtension, Result, params};
+use uuid::Uuid;
+
+/// An inbox is trimmed at every so-manieth message, as removing many neighbours at once costs about as much as removing one. Readers
+/// hide what is beyond the bound until then.
+const TRIM_EVERY: u64 = 32;
+
+impl Writing<'_> {
+    /// See [`crate::ports::Store::append`]. The callbacks leased to the caller stand beside the answer.
+    pub fn append(&mut self, new: &Append) -> Result<(Appended, Leased)> {
+        if let Some(key) = &new.key
+            && let Some(answer) = self.answer_of(key, new.message.sent_at)?
+        {
+            return Ok((answer, Leased::new(self.leases, Vec::new())));
+        }
+        let spots = new.recipients.iter().map(|user| self.draw(user)).collect::<Result<Vec<Spot>>>()?;
+        let list = encode(&spots);
+        let seq = self.insert_message(new, &list)?;
+        self.insert_inbox_rows(new, seq, &spots)?;
+        let mut leased = Vec::new();
+        if new.storage_callback {
+            let callback = self.insert_callback(new, Endpoint::Storage, new.message.sent_at, None)?;
+            leased.extend(new.lease.storage.then_some(callback));
+        }
+        for ((user, &due_at), &spot) in new.recipients.iter().zip(&new.push_due).zip(&spots) {
+            let callback = self.insert_callback(new, Endpoint::Push, due_at, Some((user, spot)))?;
+            leased.extend(new.lease.push.then_some(callback));
+        }
+        if let Some(key) = &new.key {
+            self.insert_key(new, key, &list)?;
+        }
+        let recipients = new.recipients.iter().cloned().zip(spots.iter().map(|spot| spot.1)).collect();
+        let stored =
+            Stored { id: new.message.id, sent_at: new.message.sent_at, expires_at: new.expires_at, recipients };
+        // The callbacks travel in the guard, lest they stay leased if the commit fails.
+        Ok((Appended::New(stored, Vec::new()), Leased::new(self.leases, leased)))
+    }
+
+    fn insert_message(&self, new: &Append, list: &[u8]) -> Result<i64> {
+        let message = &new.message;
+        let brief = new.expires_at < message.sent_at.plus(self.rules.retention);
+        let storage = if new.storage_callback { CallbackState::Waiting } else { CallbackState::Off };
+        self.db
+            .prepare_cached(
+                "INSERT INTO message (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            )?
+            .execute(params![
+                message.id.as_bytes(),
+                message.sent_at.as_ms(),
+                new.expires_at.as_ms(),
+                brief.then_some(new.expires_at.as_ms()),
+                state_number(storage),
+                message.from.as_str(),
+                message.group.as_ref().map(crate::domain::seat::GroupId::as_str),
+                &*message.kind,
+                push_column(&new.push),
+                list,
+                message.payload.as_bytes(),
+            ])?;
+        Ok(self.db.last_insert_rowid())
+    }
+
+    fn insert_inbox_rows(&self, new: &Append, seq: i64, spots: &[Spot]) -> Result<()> {
+        let push = if new.push_due.is_empty() { CallbackState::Off } else { CallbackState::Waiting };
+        let mut insert = self.db.prepare_cached(
+            "INSERT INTO inbox (user, cursor, message, expires_at, push_state) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        for &(user, cursor) in spots {
+            insert.execute(params![user, number(cursor), seq, new.expires_at.as_ms(), state_number(push)])?;
+            if cursor.get() > self.rules.inbox_max && cursor.get().is_multiple_of(TRIM_EVERY) {
+                self.trim(user, Cursor::new(cursor.get() - self.rules.inbox_max))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a user's inbox rows up to `bound`.
+    fn trim(&self, user: i64, bound: Cursor) -> Result<()> {
+        let oldest: Option<i64> = self
+            .db
+            .prepare_cached("SELECT min(cursor) FROM inbox WHERE user = ?1 AND cursor <= ?2")?
+            .query_row(params![user, number(bound)], |row| row.get(0))?;
+        let Some(oldest) = oldest else { return Ok(()) };
+        self.db
+            .prepare_cached("UPDATE user SET lost_from = ?2 WHERE id = ?1 AND coalesce(lost_from, ?2 + 1) > ?2")?
+            .execute(params![user, oldest])?;
+        self.db
+            .prepare_cached("DELETE FROM inbox WHERE user = ?1 AND cursor <= ?2")?
+            .execute(params![user, number(bound)])?;
+        self.db
+            .prepare_cached("DELETE FROM delivery WHERE user = ?1 AND last <= ?2")?
+            .execute(params![user, number(bound)])?;
+        Ok(())
+    }
+
+    fn insert_callback(
+        &self,
+        new: &Append,
+        endpoint: Endpoint,
+        due_at: Timestamp,
+        recipient: Option<(&UserId, Spot)>,
+    ) -> Result<Callback> {
+        let id = self.callback_id(new.message.sent_at);
+        self.db
+            .prepare_cached(
+                "INSERT INTO outbox (endpoint, due_at, id, message, user, cursor) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                endpoint_number(endpoint),
+                due_at.as_ms(),
+                id.as_bytes(),
+                new.message.id.as_bytes(),
+                recipient.map(|(_, (user, _))| user),
+                recipient.map(|(_, (_, cursor))| number(cursor)),
+            ])?;
+        let recipient = recipient.map(|(user, (_, cursor))| (user.clone(), cursor));
+        Ok(Callback { id, endpoint, message: new.message.id, recipient, attempts: 0, due_at })
+    }
+
+    /// Greater than every earlier one of this process.
+    fn callback_id(&self, made_at: Timestamp) -> Uuid {
+        let s = made_at.as_s().unsigned_abs();
+        let ns = made_at.since(Timestamp::from_ms(made_at.as_s() * 1000)).subsec_nanos();
+        Uuid::new_v7(uuid::Timestamp::from_unix(self.ids, s, ns))
+    }
+
+    fn insert_key(&self, new: &Append, key: &StoreKey, list: &[u8]) -> Result<()> {
+        self.db.prepare_cached("INSERT OR REPLACE INTO idempotency VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(
+            params![
+                key.key,
+                key.body,
+                key.expires_at.as_ms(),
+                new.message.id.as_bytes(),
+                new.message.sent_at.as_ms(),
+                new.expires_at.as_ms(),
+                list,
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// What a send with this key answers, if the key was used and hasn't expired.
+    fn answer_of(&self, key: &StoreKey, now: Timestamp) -> Result<Option<Appended>> {
+        let first = self
+            .db
+            .prepare_cached(
+                "SELECT body, message, sent_at, message_expires_at, recipients FROM idempotency
+                 WHERE key = ?1 AND expires_at > ?2",
+            )?
+            .query_row(params![key.key, now.as_ms()], |row| {
+                let body: BodyHash = row.get(0)?;
+                Ok((body, id(row, 1)?, time(row, 2)?, time(row, 3)?, spots(row, 4)?))
+            })
+            .optional()?;
+        let Some((body, id, sent_at, expires_at, spots)) = first else { return Ok(None) };
+        if body != key.body {
+            return Ok(Some(Appended::OtherBody));
+        }
+        let recipients = super::read::named(self.db, &spots)?;
+        Ok(Some(Appended::Repeat(Stored { id, sent_at, expires_at, recipients })))
+    }
+}

@@ -1,0 +1,260 @@
+//! The durable plane in one SQLite file, for one process (CONTRACT.md 9): one thread writes with group commit, a few connections read.
+//!
+//! Who opens it holds the data directory alone: callbacks are leased in memory.
+
+mod append;
+mod checkpoint;
+mod columns;
+mod content;
+mod devices;
+mod leases;
+mod metrics;
+mod outbox;
+mod queue;
+mod read;
+mod readers;
+mod recipients;
+mod retention;
+mod schema;
+mod users;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use schema::OpenError;
+
+use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
+use crate::domain::message::Cursor;
+use crate::domain::seat::{DeviceId, UserId};
+use crate::domain::time::Timestamp;
+use crate::ports::{
+    Acked, Append, Appended, Backlog, BodyHash, CallbackContent, CallbackEntry, CallbackFilter, DeviceNote,
+    MessageStatus, Page, PageLimit, Position, Store, StoreError,
+};
+use async_trait::async_trait;
+use checkpoint::Stop;
+use leases::{Leased, Leases};
+use metrics::Metrics;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use queue::{Queue, Size, Task};
+use readers::Readers;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+use writer::{Rules, Writer, Writing};
+
+/// The file in the data directory.
+const FILE: &str = "herenow.db";
+
+/// What the operator may choose, and bounds.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A message is kept this long at most.
+    pub retention: Duration,
+    /// Newest messages kept per user.
+    pub inbox_max: u64,
+    /// Writes that may wait; more are refused.
+    pub queue_jobs: usize,
+    /// Bytes of content that may wait; more are refused.
+    pub queue_bytes: usize,
+    /// Reads that run at a time; more wait.
+    pub readers: usize,
+}
+
+impl Options {
+    /// With the usual bounds.
+    pub fn new(retention: Duration, inbox_max: u64) -> Self {
+        Self { retention, inbox_max, queue_jobs: 8_192, queue_bytes: 64 << 20, readers: 3 }
+    }
+}
+
+/// The [`Store`] in SQLite. Dropping it closes it.
+pub struct SqliteStore {
+    queue: Arc<Queue>,
+    readers: Arc<Readers>,
+    leases: Arc<Leases>,
+    inbox_max: u64,
+    stop: Arc<Stop>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl SqliteStore {
+    /// Opens the database in `dir`, made if there is none, and starts its threads.
+    pub fn open(dir: &Path, options: &Options, registry: &mut Registry) -> Result<Arc<Self>, OpenError> {
+        let path = dir.join(FILE);
+        let metrics = Metrics::new(registry);
+        let queue = Queue::new(Size { rows: options.queue_jobs, bytes: options.queue_bytes }, metrics.clone());
+        let readers = Readers::new(path.clone(), options.readers, metrics.clone());
+        let leases = Arc::new(Leases::default());
+        let rules = Rules { retention: options.retention, inbox_max: options.inbox_max };
+        let writer =
+            Writer::open(path.clone(), rules, Arc::clone(&queue), Arc::clone(&readers), Arc::clone(&leases), metrics)?;
+        let stop = Arc::new(Stop::default());
+        let store = Arc::new(Self {
+            queue,
+            readers,
+            leases,
+            inbox_max: options.inbox_max,
+            stop: Arc::clone(&stop),
+            threads: Mutex::default(),
+        });
+        // Each thread that has started is ended by the store's drop if the next one can't be started.
+        store.start("store-writer", move || writer.run())?;
+        store.start("store-checkpoint", move || checkpoint::run(&path, &stop))?;
+        Ok(store)
+    }
+
+    fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let thread = Builder::new().name(name.into()).spawn(run)?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Does what has been handed in, then ends. Blocks until then.
+    pub fn close(&self) {
+        self.stop.stop();
+        self.queue.close();
+        self.readers.close();
+        for thread in self.threads.lock().drain(..) {
+            // A panic has been reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+
+    /// Has the writer do something, and waits until it is durable.
+    async fn write<T, F>(&self, size: Size, run: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Writing<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        self.queue.push(Box::new(Task::new(run, reply)), size)?;
+        answer.await.map_err(|_| queue::closed())?
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn append(&self, new: Append) -> Result<Appended, StoreError> {
+        let (appended, leased) = self.write(append_size(&new), move |db| db.append(&new)).await?;
+        Ok(match appended {
+            Appended::New(stored, _) => Appended::New(stored, leased.take()),
+            Appended::Repeat(_) | Appended::OtherBody => appended,
+        })
+    }
+
+    async fn message(&self, id: Uuid, now: Timestamp) -> Result<Option<MessageStatus>, StoreError> {
+        self.readers.read(move |db| read::status(db, id, now)).await
+    }
+
+    async fn peek_key(&self, key: &str, now: Timestamp) -> Result<Option<BodyHash>, StoreError> {
+        let key = key.to_owned();
+        self.readers.read(move |db| read::peek_key(db, &key, now)).await
+    }
+
+    async fn page(&self, user: &UserId, after: Cursor, limit: PageLimit, now: Timestamp) -> Result<Page, StoreError> {
+        let (user, seen) = (user.clone(), (self.inbox_max, now));
+        self.readers.read(move |db| read::page(db, &user, after, limit, seen)).await
+    }
+
+    async fn position(&self, user: &UserId, device: &DeviceId, now: Timestamp) -> Result<Position, StoreError> {
+        let (user, device, seen) = (user.clone(), device.clone(), (self.inbox_max, now));
+        self.readers.read(move |db| read::position(db, &user, &device, seen)).await
+    }
+
+    async fn newest(&self, users: &[UserId]) -> Result<Vec<Cursor>, StoreError> {
+        let users = users.to_vec();
+        self.readers.read(move |db| read::newest(db, &users)).await
+    }
+
+    async fn ack(&self, user: &UserId, device: &DeviceId, cursor: Cursor, now: Timestamp) -> Result<Acked, StoreError> {
+        let (user, device) = (user.clone(), device.clone());
+        self.write(Size::SMALL, move |db| db.ack(&user, &device, cursor, now)).await
+    }
+
+    async fn note_devices(&self, notes: Vec<DeviceNote>) -> Result<(), StoreError> {
+        let size = Size { rows: notes.len() * 2, bytes: notes.len() * 128 };
+        self.write(size, move |db| notes.iter().try_for_each(|note| db.note(note))).await
+    }
+
+    async fn lease_due(&self, endpoint: Endpoint, now: Timestamp, limit: usize) -> Result<Vec<Callback>, StoreError> {
+        Ok(self.write(Size::SMALL, move |db| db.lease_due(endpoint, now, limit)).await?.take())
+    }
+
+    async fn content(&self, callbacks: &[Callback], now: Timestamp) -> Result<Vec<CallbackContent>, StoreError> {
+        let (callbacks, inbox_max) = (callbacks.to_vec(), self.inbox_max);
+        let query = move |db: &_| callbacks.iter().map(|c| content::content(db, c, inbox_max, now)).collect();
+        self.readers.read(query).await
+    }
+
+    async fn settle(&self, settlements: Vec<Settlement>, now: Timestamp) -> Result<(), StoreError> {
+        // Held until the rows are written, or can't be: either way the leases end, so that what wasn't settled is tried again.
+        let held = Leased::new(&self.leases, settlements.iter().map(|s| s.callback.clone()).collect());
+        let size = Size { rows: settlements.len() * 2, bytes: settlements.len() * 256 };
+        let (reply, answer) = oneshot::channel();
+        let run = move |db: &mut Writing<'_>| {
+            let _held = &held;
+            settlements.iter().try_for_each(|settlement| db.settle(settlement, now))
+        };
+        self.queue.push_relief(Box::new(Task::new(run, reply)), size)?;
+        answer.await.map_err(|_| queue::closed())?
+    }
+
+    async fn callbacks(&self, filter: CallbackFilter) -> Result<Vec<CallbackEntry>, StoreError> {
+        self.readers.read(move |db| outbox::list(db, &filter)).await
+    }
+
+    async fn retry(&self, id: Uuid, now: Timestamp) -> Result<bool, StoreError> {
+        self.write(Size::SMALL, move |db| db.retry(id, now)).await
+    }
+
+    async fn retry_all(
+        &self,
+        endpoint: Option<Endpoint>,
+        state: CallbackState,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        if !matches!(state, CallbackState::Failing | CallbackState::Dead) {
+            return Ok(0);
+        }
+        let mut total = 0;
+        let mut after = Some(Uuid::nil());
+        while let Some(last) = after {
+            let count;
+            (count, after) = self.write(Size::SMALL, move |db| db.retry_bite(endpoint, state, last, now)).await?;
+            total += count;
+        }
+        Ok(total)
+    }
+
+    async fn backlog(&self, endpoint: Endpoint, now: Timestamp) -> Result<Backlog, StoreError> {
+        self.readers.read(move |db| outbox::backlog(db, endpoint, now)).await
+    }
+
+    async fn sweep(&self, now: Timestamp) -> Result<bool, StoreError> {
+        self.write(Size::SMALL, move |db| db.sweep(now)).await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.write(Size::SMALL, |db| db.touch()).await
+    }
+}
+
+fn append_size(new: &Append) -> Size {
+    let recipients = new.recipients.len();
+    Size {
+        rows: 2 + recipients + new.push_due.len(),
+        bytes: new.message.payload.as_bytes().len() + 512 + recipients * 64,
+    }
+}

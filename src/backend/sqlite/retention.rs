@@ -1,0 +1,174 @@
+//! Forgetting: what has expired leaves in bites that senders hardly notice, and the file gives room back.
+
+use super::columns::{endpoint_number, number, spots, state, time};
+use super::recipients::Spot;
+use super::writer::Writing;
+use crate::domain::callback::{CallbackState, Endpoint};
+use crate::domain::time::Timestamp;
+use rusqlite::{Result, Row, params};
+use std::collections::BTreeSet;
+
+/// Rows that a bite removes at most. Senders wait for it.
+const BITE_ROWS: usize = 500;
+/// Pages that are given back at a time.
+const VACUUM_PAGES: i64 = 128;
+/// Fewer free pages than this are always kept for new messages.
+const SPARE_PAGES: i64 = 1_024;
+
+/// A message that has expired.
+struct Expired {
+    seq: i64,
+    /// How many inbox rows earlier bites have removed; -1: all.
+    swept: i64,
+    spots: Vec<Spot>,
+    /// Its storage callback still needs it.
+    wanted: bool,
+}
+
+impl Writing<'_> {
+    /// See [`crate::ports::Store::sweep`].
+    pub fn sweep(&mut self, now: Timestamp) -> Result<bool> {
+        let mut left = BITE_ROWS;
+        let aged = now.minus(self.rules.retention);
+        let mut users = BTreeSet::new();
+        for message in self.expired(now, aged)? {
+            self.remove_message(&message, &mut left, &mut users)?;
+            if left == 0 {
+                break;
+            }
+        }
+        for user in users {
+            self.prune_delivery(user)?;
+        }
+        self.sweep_keys(now, &mut left)?;
+        self.sweep_callbacks(aged, &mut left)?;
+        Ok(left == 0 || self.vacuum()?)
+    }
+
+    /// Messages beyond the retention, found by their order of committing, and those that were to be kept for less.
+    fn expired(&self, now: Timestamp, aged: Timestamp) -> Result<Vec<Expired>> {
+        let limit = i64::try_from(BITE_ROWS).unwrap_or(i64::MAX);
+        let mut found = Vec::new();
+        let mut by_age = self.db.prepare_cached(
+            "SELECT seq, swept, recipients, storage_state, sent_at FROM message ORDER BY seq LIMIT ?1",
+        )?;
+        let mut rows = by_age.query([limit])?;
+        while let Some(row) = rows.next()?
+            && time(row, 4)? <= aged
+        {
+            found.push(Expired { wanted: false, ..expired(row)? });
+        }
+        let mut brief = self.db.prepare_cached(
+            "SELECT seq, swept, recipients, storage_state FROM message
+             WHERE brief IS NOT NULL AND brief <= ?1 AND sent_at > ?2 ORDER BY brief LIMIT ?3",
+        )?;
+        for message in brief.query_map(params![now.as_ms(), aged.as_ms(), limit], expired)? {
+            found.push(message?);
+        }
+        Ok(found)
+    }
+
+    fn remove_message(&self, message: &Expired, left: &mut usize, users: &mut BTreeSet<i64>) -> Result<()> {
+        let done = usize::try_from(message.swept).unwrap_or(message.spots.len());
+        let bite = message.spots.iter().skip(done).take(*left);
+        let mut removed = 0;
+        for spot in bite {
+            self.remove_inbox_row(*spot)?;
+            users.insert(spot.0);
+            removed += 1;
+        }
+        *left -= removed;
+        if done + removed < message.spots.len() {
+            self.db
+                .prepare_cached("UPDATE message SET swept = ?2 WHERE seq = ?1")?
+                .execute(params![message.seq, done + removed])?;
+        } else if message.wanted {
+            self.db
+                .prepare_cached("UPDATE message SET swept = -1, brief = NULL WHERE seq = ?1")?
+                .execute([message.seq])?;
+        } else {
+            self.db.prepare_cached("DELETE FROM message WHERE seq = ?1")?.execute([message.seq])?;
+            *left = left.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    /// Before a user's highest row goes, its number is kept in the user's row: no number is ever given out twice.
+    fn remove_inbox_row(&self, (user, cursor): Spot) -> Result<()> {
+        let gone = self
+            .db
+            .prepare_cached("DELETE FROM inbox WHERE user = ?1 AND cursor = ?2")?
+            .execute(params![user, number(cursor)])?;
+        if gone > 0 {
+            self.db
+                .prepare_cached(
+                    "UPDATE user SET newest = max(newest, ?2), lost_from = min(coalesce(lost_from, ?2), ?2)
+                     WHERE id = ?1 AND (coalesce(lost_from, ?2 + 1) > ?2
+                        OR newest < ?2 AND NOT EXISTS (SELECT 1 FROM inbox WHERE user = ?1 AND cursor > ?2))",
+                )?
+                .execute(params![user, number(cursor)])?;
+        }
+        Ok(())
+    }
+
+    /// Forgets which devices took what nobody can ask for any more.
+    fn prune_delivery(&self, user: i64) -> Result<()> {
+        self.db
+            .prepare_cached(
+                "DELETE FROM delivery WHERE user = ?1
+                 AND last < coalesce((SELECT min(cursor) FROM inbox WHERE user = ?1), 9223372036854775807)",
+            )?
+            .execute([user])?;
+        Ok(())
+    }
+
+    fn sweep_keys(&self, now: Timestamp, left: &mut usize) -> Result<()> {
+        let gone = self
+            .db
+            .prepare_cached(
+                "DELETE FROM idempotency WHERE key IN
+                 (SELECT key FROM idempotency WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2)",
+            )?
+            .execute(params![now.as_ms(), *left])?;
+        *left -= gone;
+        Ok(())
+    }
+
+    /// Callbacks whose message is beyond the retention: nobody can be told any more, and the operator has had that long to read of them.
+    fn sweep_callbacks(&self, aged: Timestamp, left: &mut usize) -> Result<()> {
+        for endpoint in Endpoint::ALL {
+            *left -= self
+                .db
+                .prepare_cached(
+                    "DELETE FROM outbox WHERE endpoint = ?1 AND (due_at, id) IN
+                     (SELECT due_at, id FROM outbox WHERE endpoint = ?1 AND due_at <= ?2 ORDER BY due_at LIMIT ?3)",
+                )?
+                .execute(params![endpoint_number(endpoint), aged.as_ms(), *left])?;
+        }
+        let made_before = uuid::Builder::from_unix_timestamp_millis(aged.as_ms().unsigned_abs(), &[0; 10]).into_uuid();
+        *left -= self
+            .db
+            .prepare_cached("DELETE FROM dead WHERE id IN (SELECT id FROM dead WHERE id < ?1 ORDER BY id LIMIT ?2)")?
+            .execute(params![made_before.as_bytes(), *left])?;
+        Ok(())
+    }
+
+    /// Shortens the file if much of it is unused; true if there is more to do.
+    fn vacuum(&self) -> Result<bool> {
+        let pages = |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let spare = SPARE_PAGES.max(pages("page_count")? / 4);
+        let free = pages("freelist_count")?;
+        if free <= spare {
+            return Ok(false);
+        }
+        let mut vacuum = self.db.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+        let mut steps = vacuum.query([])?;
+        while steps.next()?.is_some() {}
+        Ok(free - VACUUM_PAGES > spare)
+    }
+}
+
+fn expired(row: &Row<'_>) -> Result<Expired> {
+    let wanted = matches!(state(row, 3)?, CallbackState::Waiting | CallbackState::Failing | CallbackState::Dead);
+    Ok(Expired { seq: row.get(0)?, swept: row.get(1)?, spots: spots(row, 2)?, wanted })
+}

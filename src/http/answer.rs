@@ -1,0 +1,88 @@
+//! What every answer has in common: the request's id, errors as problem documents, and one line in the log.
+
+use super::problem::{Code, Problem};
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpMessage, HttpResponse};
+use std::time::Instant;
+use uuid::Uuid;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Names the request, lets it be answered, and finishes the answer.
+pub(super) async fn finish<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let started = Instant::now();
+    let id = request_id(&request);
+    let method = request.method().clone();
+    let mut response = match next.call(request).await {
+        Ok(response) => response.map_into_boxed_body(),
+        // No layer below fails; were one to, the connection would be dropped without a word.
+        Err(error) => return Err(error),
+    };
+    if response.response().error().is_some() || is_bare_error(&response) {
+        response = as_problem(response, &id);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    // The pattern, never the path or the query: they name users and hold tokens.
+    let route = response.request().match_pattern();
+    tracing::debug!(
+        request.id = id,
+        %method,
+        route = route.as_deref().unwrap_or("-"),
+        status = response.status().as_u16(),
+        ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "answered"
+    );
+    Ok(response)
+}
+
+/// The caller's own id, if it is a sane one.
+fn request_id(request: &ServiceRequest) -> String {
+    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    match given {
+        Some(id) if (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id.to_owned(),
+        _ => Uuid::now_v7().to_string(),
+    }
+}
+
+/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body.
+fn is_bare_error<B>(response: &ServiceResponse<B>) -> bool {
+    let status = response.status();
+    let content_type = response.headers().get("content-type");
+    (status.is_client_error() || status.is_server_error())
+        && content_type.is_none_or(|value| value != "application/problem+json")
+}
+
+fn as_problem<B>(response: ServiceResponse<B>, id: &str) -> ServiceResponse {
+    let (request, response) = response.into_parts();
+    let answer = match response.error().and_then(|error| error.as_error::<Problem>()) {
+        Some(problem) => problem.answer(id),
+        None => of_framework(&response, id),
+    };
+    request.extensions_mut().clear();
+    ServiceResponse::new(request, answer)
+}
+
+fn of_framework<B>(response: &HttpResponse<B>, id: &str) -> HttpResponse {
+    let code = match response.status() {
+        StatusCode::NOT_FOUND => Code::NotFound,
+        StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
+        StatusCode::PAYLOAD_TOO_LARGE => Code::PayloadTooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::UnsupportedMediaType,
+        status if status.is_client_error() => Code::InvalidRequest,
+        _ => Code::Internal,
+    };
+    if code == Code::Internal {
+        let error = response.error().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(request.id = id, error, "a request failed in the framework");
+    }
+    Problem::new(code, "the request could not be handled").answer(id)
+}

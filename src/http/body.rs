@@ -1,0 +1,146 @@
+//! Reading bodies: bounded in bytes and depth, JSON only, and every mistake said where it is.
+
+use super::problem::{Code, Flaw, Problem};
+use actix_web::HttpRequest;
+use actix_web::web::Payload;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use std::fmt::Write;
+
+/// Bodies other than those of sends are at most this long.
+pub(super) const SMALL: usize = 1 << 20;
+/// Content is at most so deep: what reads it at the other end may be recursive.
+pub(super) const MAX_DEPTH: usize = 128;
+
+/// Reads a JSON body of at most `limit` bytes, as text.
+pub(super) async fn read_json(request: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, Problem> {
+    check_content_type(request)?;
+    let bytes = read(payload, limit).await?;
+    if std::str::from_utf8(&bytes).is_err() {
+        return Err(Problem::new(Code::MalformedJson, "the body is not UTF-8"));
+    }
+    Ok(bytes)
+}
+
+fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
+    let given = request.headers().get("content-type").and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = given.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Problem::new(Code::UnsupportedMediaType, "the header `Content-Type: application/json` is needed"))
+}
+
+/// Most bodies come in one piece, which is then not copied.
+async fn read(mut payload: Payload, limit: usize) -> Result<Bytes, Problem> {
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| Problem::new(Code::MalformedJson, "the body ended before its time"))?;
+        if first.len() + rest.len() + chunk.len() > limit {
+            return Err(Problem::new(Code::PayloadTooLarge, format!("a body may have {limit} bytes here")));
+        }
+        if first.is_empty() {
+            first = chunk;
+        } else {
+            rest.extend_from_slice(&chunk);
+        }
+    }
+    if rest.is_empty() {
+        return Ok(first);
+    }
+    Ok([&first[..], &rest[..]].concat().into())
+}
+
+/// Reads a value out of JSON text. What is not JSON is `malformed_json`; what is not as it should be says where.
+pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Problem> {
+    let error = match serde_json::from_slice(json) {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
+    if !error.is_data() {
+        return Err(Problem::new(Code::MalformedJson, error.to_string()));
+    }
+    // Read once more, slower, to learn the place.
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+        Ok(value) => Ok(value),
+        Err(error) => Err(Problem::invalid(vec![Flaw::new(pointer(error.path()), words(error.inner()))])),
+    }
+}
+
+/// As a JSON pointer (RFC 6901).
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut pointer = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => _ = write!(pointer, "/{index}"),
+            Segment::Map { key } => _ = write!(pointer, "/{}", key.replace('~', "~0").replace('/', "~1")),
+            Segment::Enum { variant } => _ = write!(pointer, "/{variant}"),
+            Segment::Unknown => {}
+        }
+    }
+    pointer
+}
+
+/// Without the place in lines and columns: the pointer says it.
+fn words(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map_or(text.clone(), |(words, _)| words.to_owned())
+}
+
+/// Whether JSON text is nested no deeper than may be relayed.
+pub(super) fn is_shallow(json: &[u8]) -> bool {
+    // Most have fewer brackets than levels are allowed, and then there is no need to look closer.
+    memchr::memchr2_iter(b'[', b'{', json).nth(MAX_DEPTH).is_none() || depth(json) <= MAX_DEPTH
+}
+
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings() {
+        let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+        assert!(is_shallow(nested(MAX_DEPTH).as_bytes()));
+        assert!(!is_shallow(nested(MAX_DEPTH + 1).as_bytes()));
+        assert!(is_shallow(format!("\"\\\"{}\"", "[".repeat(500)).as_bytes()));
+        assert!(is_shallow(format!("[{}]", ["{}"; 400].join(",")).as_bytes()));
+    }
+
+    #[test]
+    fn a_mistake_is_told_where_it_is() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct To {
+            #[serde(rename = "users")]
+            _users: Vec<String>,
+        }
+        let problem = parse::<To>(b"{\"users\":[\"a\",3]}").unwrap_err().to_string();
+        assert!(problem.contains("/users/1"), "{problem}");
+        let problem = parse::<To>(b"{\"user/s\":[]}").unwrap_err().to_string();
+        assert!(problem.contains("/user~1s unknown field"), "{problem}");
+        assert!(parse::<To>(b"{\"users\":").unwrap_err().to_string().starts_with("malformed_json"));
+    }
+}

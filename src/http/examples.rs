@@ -1,0 +1,105 @@
+//! `/examples/typing`: two people in a browser, and the tiny backend that they need.
+//!
+//! It mints tokens and sends for anybody who asks, so it exists only while the credentials are herenow's own and the listener is loopback
+//! (`app` decides), and it answers only pages that it served itself: a foreign page could otherwise ask by the visitor's browser.
+
+use super::auth::Keys;
+use super::problem::{Code, Problem};
+use super::{body, messages, tokens};
+use crate::domain::seat::{DeviceId, UserId};
+use crate::relay::handle::Relay;
+use actix_web::web::{Data, Payload, ServiceConfig};
+use actix_web::{HttpRequest, HttpResponse, get, post};
+use serde::Deserialize;
+use std::net::IpAddr;
+use std::time::Duration;
+
+const TOKEN_TTL: Duration = Duration::from_mins(10);
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Adds the example's routes.
+pub(super) fn routes(config: &mut ServiceConfig) {
+    config.service(page).service(style).service(script).service(create_session).service(send_message);
+}
+
+fn file(content_type: &str, text: &'static str) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type(content_type)
+        .insert_header(("Content-Security-Policy", CONTENT_SECURITY_POLICY))
+        .insert_header(("Cache-Control", "no-cache"))
+        .insert_header(("X-Content-Type-Options", "nosniff"))
+        .body(text)
+}
+
+#[get("/examples/typing")]
+async fn page() -> HttpResponse {
+    file("text/html; charset=utf-8", include_str!("../../examples/typing/index.html"))
+}
+
+#[get("/examples/typing/style.css")]
+async fn style() -> HttpResponse {
+    file("text/css; charset=utf-8", include_str!("../../examples/typing/style.css"))
+}
+
+#[get("/examples/typing/app.js")]
+async fn script() -> HttpResponse {
+    file("text/javascript; charset=utf-8", include_str!("../../examples/typing/app.js"))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SessionBody {
+    user: UserId,
+    device: DeviceId,
+}
+
+#[post("/examples/typing/session")]
+async fn create_session(request: HttpRequest, keys: Data<Keys>, payload: Payload) -> Result<HttpResponse, Problem> {
+    check_same_origin(&request)?;
+    let json = body::read_json(&request, payload, body::SMALL).await?;
+    let SessionBody { user, device } = body::parse(&json)?;
+    Ok(HttpResponse::Created().json(tokens::mint(&keys, &user, Some(&device), TOKEN_TTL)?))
+}
+
+#[post("/examples/typing/messages")]
+async fn send_message(request: HttpRequest, relay: Data<Relay>, payload: Payload) -> Result<HttpResponse, Problem> {
+    check_same_origin(&request)?;
+    messages::send(&request, &relay, payload).await
+}
+
+/// The page itself, under a loopback name: neither another origin, nor another name that was made to lead here (DNS rebinding).
+fn check_same_origin(request: &HttpRequest) -> Result<(), Problem> {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let host = header("host").unwrap_or("");
+    let is_own = header("origin").is_none_or(|origin| origin.strip_prefix("http://") == Some(host));
+    if is_own && is_loopback(host) {
+        return Ok(());
+    }
+    Err(Problem::new(Code::Forbidden, "this answers only the example's own page on this machine"))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loopback;
+
+    #[test]
+    fn only_names_of_this_machine_are_loopback() {
+        for own in ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST", "127.0.0.1", "[::1]"] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in
+            ["", "evil.example:8080", "localhost.evil.example", "10.0.0.1:8080", "127.0.0.1.evil.example", "::"]
+        {
+            assert!(!is_loopback(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One signed POST to one endpoint, within one deadline over head and body, whatever the other side does.
+
+use super::guard::{Guard, GuardedResolver, Refused};
+use super::sign::{SecretError, Signer};
+use crate::config::Outlet;
+use crate::domain::retry::retry_after;
+use crate::domain::time::Timestamp;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Response, Url};
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Below the 5 s after which Node.js closes idle connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A connection that dies sooner after a request was written was most likely closed before.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
+/// No more of an answer is read.
+const BODY_LIMIT: usize = 64 * 1024;
+/// No more of an answer is kept.
+const TEXT_LIMIT: usize = 1024;
+const USER_AGENT: &str = concat!("herenow/", env!("CARGO_PKG_VERSION"));
+
+/// Why an endpoint can't be used as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Its `url` will not do.
+    #[error("url: {0}")]
+    Url(#[from] Refused),
+    /// Its `secrets` will not do.
+    #[error("secrets: {0}")]
+    Secrets(#[from] SecretError),
+    /// The HTTP client could not be made.
+    #[error("the HTTP client could not be made")]
+    Client(#[source] reqwest::Error),
+}
+
+/// What became of a POST.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Posted {
+    /// A 2xx, head and body within the deadline.
+    Success,
+    /// Anything else.
+    Failed(Failure),
+}
+
+/// How a POST failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// In what way.
+    pub kind: FailureKind,
+    /// The HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// `Retry-After` of a 429 or 503.
+    pub retry_after: Option<Duration>,
+    /// The endpoint never wants this event again (`webhook-delivery: abort-message`).
+    pub abort: bool,
+    /// The beginning of the answer's text, or the error in words: at most 1 KiB.
+    pub text: String,
+}
+
+/// In what way a POST failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FailureKind {
+    /// It may not go to that address: nothing was sent.
+    Address,
+    /// The host's name was not found.
+    Dns,
+    /// No connection.
+    Connect,
+    /// A connection, but no trusted one.
+    Tls,
+    /// It took longer than `timeout_ms`.
+    Timeout,
+    /// The connection broke, or what came was no HTTP.
+    Broken,
+    /// An answer other than 2xx.
+    Status,
+}
+
+impl FailureKind {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Address => "address refused",
+            Self::Dns => "name not resolved",
+            Self::Connect => "no connection",
+            Self::Tls => "TLS failed",
+            Self::Timeout => "timed out",
+            Self::Broken => "connection broke",
+            Self::Status => "refused",
+        }
+    }
+}
+
+/// An endpoint of the operator. `Debug` never shows its URL, which may bear credentials.
+pub struct Webhook {
+    client: Client,
+    url: Url,
+    guard: Guard,
+    signer: Signer,
+    timeout: Duration,
+    /// When an answer last came, so that its connection may still be in the pool.
+    pooled_at: Mutex<Option<Instant>>,
+}
+
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook").field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+impl Webhook {
+    /// The endpoint at `url`. Making the client is costly: one per endpoint.
+    pub fn new(url: Url, outlet: &Outlet, guard: Guard) -> Result<Self, SetupError> {
+        let resolver = GuardedResolver::of_the_system(guard.clone());
+        Self::resolved_by(resolver, url, outlet, guard)
+    }
+
+    fn resolved_by(resolver: GuardedResolver, url: Url, outlet: &Outlet, guard: Guard) -> Result<Self, SetupError> {
+        guard.check_url(&url)?;
+        let client = Client::builder()
+            .dns_resolver(Arc::new(resolver))
+            .redirect(reqwest::redirect::Policy::none())
+            // A proxy would resolve the name itself, past the guard.
+            .no_proxy()
+            .referer(false)
+            .user_agent(USER_AGENT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(outlet.concurrency)
+            .build()
+            .map_err(SetupError::Client)?;
+        let signer = Signer::new(&outlet.secrets)?;
+        Ok(Self { client, url, guard, signer, timeout: outlet.timeout, pooled_at: Mutex::new(None) })
+    }
+
+    /// Posts a JSON body as the event `id`.
+    ///
+    /// # Cancel safety
+    /// A dropped call may or may not have reached the endpoint.
+    pub async fn post(&self, id: &str, body: Bytes) -> Posted {
+        if let Err(refused) = self.guard.check_url(&self.url) {
+            return Posted::Failed(Failure::without_answer(FailureKind::Address, &refused));
+        }
+        match tokio::time::timeout(self.timeout, self.exchange(id, body)).await {
+            Ok(posted) => posted,
+            Err(elapsed) => Posted::Failed(Failure::without_answer(FailureKind::Timeout, &elapsed)),
+        }
+    }
+
+    async fn exchange(&self, id: &str, body: Bytes) -> Posted {
+        match self.send(id, body).await {
+            Ok(response) => {
+                let posted = read(response).await;
+                *self.pooled_at.lock() = Some(Instant::now());
+                posted
+            }
+            Err(error) => Posted::Failed(Failure::of_error(error)),
+        }
+    }
+
+    /// Sends the request, once more if a connection from the pool turns out to have been closed by the other side: that is no failure of
+    /// the endpoint.
+    async fn send(&self, id: &str, body: Bytes) -> reqwest::Result<Response> {
+        let begun = Instant::now();
+        let may_be_reused = self.pooled_at.lock().is_some_and(|at| begun - at < IDLE_TIMEOUT);
+        match self.request(id, body.clone()).send().await {
+            Err(e) if may_be_reused && broke_off(&e) && begun.elapsed() < STALE_WITHIN => {
+                self.request(id, body).send().await
+            }
+            result => result,
+        }
+    }
+
+    fn request(&self, id: &str, body: Bytes) -> reqwest::RequestBuilder {
+        let timestamp = Timestamp::now().as_s();
+        self.client
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header("webhook-id", id)
+            .header("webhook-timestamp", timestamp)
+            .header("webhook-signature", self.signer.sign(id, timestamp, &body))
+            .body(body)
+    }
+}
+
+/// A connection that was there broke before an answer came.
+fn broke_off(error: &reqwest::Error) -> bool {
+    error.is_request() && !error.is_connect() && !error.is_timeout()
+}
+
+async fn read(mut response: Response) -> Posted {
+    let status = response.status();
+    let body = match beginning(&mut response).await {
+        Ok(body) => body,
+        // Head and body make the success: a 2xx whose body breaks off may come from a proxy whose backend died.
+        Err(error) if status.is_success() => {
+            return Posted::Failed(Failure { status: Some(status.as_u16()), ..Failure::of_error(error) });
+        }
+        Err(_) => Vec::new(),
+    };
+    if status.is_success() {
+        return Posted::Success;
+    }
+    Posted::Failed(Failure {
+        kind: FailureKind::Status,
+        status: Some(status.as_u16()),
+        retry_after: asked_wait(status.as_u16(), response.headers()),
+        abort: response.headers().get("webhook-delivery").is_some_and(|v| v.as_bytes() == b"abort-message"),
+        text: bounded(&String::from_utf8_lossy(&body)),
+    })
+}
+
+/// Reads the body up to [`BODY_LIMIT`], and returns up to [`TEXT_LIMIT`] of it. The rest is never read: dropping the answer closes its connection.
+async fn beginning(response: &mut Response) -> reqwest::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut seen = 0;
+    while let Some(chunk) = response.chunk().await? {
+        seen += chunk.len();
+        text.extend_from_slice(&chunk[..chunk.len().min(TEXT_LIMIT - text.len())]);
+        if seen >= BODY_LIMIT {
+            break;
+        }
+    }
+    Ok(text)
+}
+
+fn asked_wait(status: u16, headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER).filter(|_| matches!(status, 429 | 503))?;
+    retry_after(value.to_str().ok()?, Timestamp::now())
+}
+
+/// At most [`TEXT_LIMIT`] bytes, without control characters: it is shown to operators and kept in databases.
+fn bounded(text: &str) -> String {
+    let end = text.floor_char_boundary(TEXT_LIMIT);
+    text[..end].replace(|c: char| c.is_control() && c != '\n', " ")
+}
+
+impl Failure {
+    fn without_answer(kind: FailureKind, error: &dyn Error) -> Self {
+        Self { kind, status: None, retry_after: None, abort: false, text: in_words(error) }
+    }
+
+    fn of_error(error: reqwest::Error) -> Self {
+        // The URL may bear credentials.
+        let error = error.without_url();
+        Self::without_answer(kind_of(&error), &error)
+    }
+}
+
+fn kind_of(error: &reqwest::Error) -> FailureKind {
+    if chain(error).any(<dyn Error>::is::<Refused>) {
+        FailureKind::Address
+    } else if error.is_timeout() {
+        FailureKind::Timeout
+    } else if error.is_dns() {
+        FailureKind::Dns
+    } else if error.is_connect() {
+        let tls = chain(error).filter_map(|e| e.downcast_ref()).any(is_tls);
+        if tls { FailureKind::Tls } else { FailureKind::Connect }
+    } else {
+        FailureKind::Broken
+    }
+}
+
+/// rustls' errors arrive as invalid data, wrapped in a way that hides them from [`Error::source`].
+fn is_tls(error: &io::Error) -> bool {
+    let inner = || error.get_ref().and_then(|inner| inner.downcast_ref());
+    error.kind() == io::ErrorKind::InvalidData || inner().is_some_and(is_tls)
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&e| e.source())
+}
+
+/// The error and its causes, outermost first; causes that repeat what was said are left out.
+fn in_words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_words = cause.to_string();
+        if !words.ends_with(&cause_words) {
+            words = format!("{words}: {cause_words}");
+        }
+        source = cause.source();
+    }
+    bounded(&words)
+}
+
+#[cfg(test)]
+mod tests;
