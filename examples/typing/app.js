@@ -340,8 +340,8 @@ class Person {
     const words = { online: 'Online', connecting: 'Connecting…', offline: 'Offline', replaced: 'Elsewhere', kicked: 'Disconnected' };
     const presenceText = `${words[state]} · ${this.deviceName}`;
     if (presence.textContent !== presenceText) presence.textContent = presenceText;
-    const label = element('span', '', state === 'online' || state === 'connecting' ? 'Go offline' : 'Come back');
-    button.replaceChildren(label, element('span', 'unseen', `: ${this.name}`));
+    button.textContent = state === 'online' || state === 'connecting' ? 'Go offline' : 'Come back';
+    button.setAttribute('aria-label', `${button.textContent}: ${this.name}`);
     const gone = {
       offline: `${this.name} is away. Messages wait; typing signals don’t.`,
       replaced: `Another window took over ${this.name}’s ${this.deviceName}, so this one stepped aside.`,

@@ -37,6 +37,15 @@ export async function freePort() {
   return port;
 }
 
+/** For a suite what `t` is for a test: `after` of node:test is given, and runs what was registered, the last first. */
+export function suite(after) {
+  const registered = [];
+  after(async () => {
+    for (const clean of registered.reverse()) await clean();
+  });
+  return { after: (clean) => registered.push(clean) };
+}
+
 /** A user nobody else in this run has, so that tests can share a process. */
 let users = 0;
 export const user = (name) => `${name}-${process.pid}-${(users += 1)}`;

@@ -3,9 +3,9 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
-import { before, describe, it } from 'node:test';
+import { after, before, describe, it } from 'node:test';
 import { Webhook } from 'standardwebhooks';
-import { Herenow, until, user } from '../herenow.mjs';
+import { Herenow, suite, until, user } from '../herenow.mjs';
 
 const secret = (byte) => `whsec_${Buffer.alloc(32, byte).toString('base64')}`;
 const [NEW, OLD, OTHER] = [1, 2, 3].map(secret);
@@ -22,7 +22,10 @@ async function receiver(t) {
     response.writeHead(answers.shift() ?? 204).end();
   }).listen(0, '127.0.0.1');
   await once(server, 'listening');
-  t.after(() => server.close());
+  t.after(() => {
+    server.closeAllConnections();
+    server.close();
+  });
   const about = (id) => got.filter(({ event }) => JSON.stringify(event.data).includes(id));
   return { got, answers, about, url: `http://127.0.0.1:${server.address().port}` };
 }
@@ -30,9 +33,10 @@ async function receiver(t) {
 describe('callbacks, verified by npm standardwebhooks', { timeout: 60_000 }, () => {
   let herenow;
   let endpoint;
-  before(async (t) => {
-    endpoint = await receiver(t);
-    herenow = await Herenow.start(t, `
+  const all = suite(after);
+  before(async () => {
+    endpoint = await receiver(all);
+    herenow = await Herenow.start(all, `
 [callbacks.storage]
 url = "${endpoint.url}/storage"
 secrets = ["${NEW}", "${OLD}"]

@@ -1,9 +1,9 @@
 // npm's `eventsource`, which knows nothing of herenow, as a device.
 
 import assert from 'node:assert/strict';
-import { before, describe, it } from 'node:test';
+import { after, before, describe, it } from 'node:test';
 import { EventSource } from 'eventsource';
-import { Herenow, until, user } from '../herenow.mjs';
+import { Herenow, suite, until, user } from '../herenow.mjs';
 
 /** A device that notes what it hears. `requests` are the `Last-Event-ID`s it asked with. */
 async function listen(t, herenow, name, device = 'phone', query = '') {
@@ -27,8 +27,9 @@ async function listen(t, herenow, name, device = 'phone', query = '') {
 
 describe('a stream, read by npm eventsource', { timeout: 60_000 }, () => {
   let herenow;
-  before(async (t) => {
-    herenow = await Herenow.start(t);
+  const all = suite(after);
+  before(async () => {
+    herenow = await Herenow.start(all);
   });
 
   it('says who it is, and delivers both kinds of message', async (t) => {
@@ -43,7 +44,8 @@ describe('a stream, read by npm eventsource', { timeout: 60_000 }, () => {
     const [typing, hello, stopped] = heard.messages;
     assert.deepEqual([typing.online_only, typing.cursor, typing.lastEventId], [true, undefined, '']);
     assert.deepEqual([hello.online_only, hello.cursor, hello.lastEventId], [false, cursor, cursor]);
-    assert.deepEqual(stopped.lastEventId, cursor, 'an online-only message has no id of its own');
+    // Without an `id:` line a browser repeats the last one here, this library says nothing.
+    assert.equal(stopped.lastEventId, '', 'an online-only message has no id of its own');
     assert.deepEqual([hello.from, hello.to, hello.type], [alice, { users: [bob] }, 'chat']);
   });
 
