@@ -6,13 +6,15 @@ use crate::backend::memory::MemoryPlane;
 use crate::backend::sqlite::{Options, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
-use crate::http::{self, Admin, Doors, Keys};
+use crate::http::{self, Admin, Doors, Front, Keys};
 use crate::ports::Store;
 use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
 use crate::relay::tasks::Tasks;
-use actix_web::dev::{Server, ServerHandle};
+use actix_http::HttpService;
+use actix_service::map_config;
+use actix_web::dev::{AppConfig, Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App as Actix, HttpServer};
 use anyhow::Context;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// A small write buffer makes the server take one frame at a time from a stream, so "taken" means "written, but for one frame".
 const WRITE_BUFFER: usize = 512;
@@ -54,8 +57,11 @@ struct AdminDoor {
 pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
     let app = App::build(&config, &Schedule::default()).await?;
     welcome::print(&config, app.address, first_start);
-    let tasks = app.tasks.clone();
-    app.run_until(stop_signals(tasks)).await
+    let (stop, halt) = (CancellationToken::new(), app.tasks.halt.clone());
+    tokio::select! {
+        ended = app.run_until(stop.clone().cancelled_owned()) => ended,
+        never = obey_signals(&stop, &halt) => never,
+    }
 }
 
 impl App {
@@ -145,24 +151,21 @@ async fn take_down(relay: &Relay, tasks: &Tasks, server: &ServerHandle, time: Du
     }
 }
 
-/// Ends at the first SIGTERM or SIGINT; a second one stops the process at once.
-async fn stop_signals(tasks: Tasks) {
+/// At the first SIGTERM or SIGINT the process is to end in order, at the second at once. It goes on for as long as it is polled: as a task
+/// it would be one of those that a drain waits for.
+async fn obey_signals(stop: &CancellationToken, halt: &CancellationToken) -> ! {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         tracing::error!("signals can't be listened for: only SIGKILL ends this process");
-        return std::future::pending().await;
+        std::future::pending().await
     };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    let halt = tasks.halt.clone();
-    tasks.spawn(async move {
+    for token in [stop, halt] {
         tokio::select! {
-            _ = term.recv() => halt.cancel(),
-            _ = int.recv() => halt.cancel(),
-            () = halt.cancelled() => {}
+            _ = term.recv() => {}
+            _ = int.recv() => {}
         }
-    });
+        token.cancel();
+    }
+    std::future::pending().await
 }
 
 fn api_server(config: &Config, relay: &Relay) -> anyhow::Result<(Server, SocketAddr)> {
@@ -177,18 +180,25 @@ fn api_server(config: &Config, relay: &Relay) -> anyhow::Result<(Server, SocketA
         examples: config.auth.self_made && address.ip().is_loopback(),
     };
     let workers = config.server.workers;
-    let server = HttpServer::new(move || http::routes(doors.clone()))
+    let http = move || {
+        let app = map_config(http::routes(doors.clone()), |()| AppConfig::default());
+        let http = HttpService::build()
+            .keep_alive(KEEP_ALIVE)
+            .client_request_timeout(HEADERS_TIMEOUT)
+            // A closed tab is offline at once, not two heartbeats later. The price: a client that shuts its sending side is closed too.
+            .h1_allow_half_closed(false)
+            .h1_write_buffer_size(WRITE_BUFFER)
+            .on_connect_ext(http::note_connection)
+            .finish(app)
+            .tcp_auto_h2c();
+        Front::new(http, doors.clone())
+    };
+    let server = Server::build()
         .workers(workers)
-        .max_connections((config.stream.max + API_CONNECTIONS).div_ceil(workers))
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(HEADERS_TIMEOUT)
-        // A closed tab is offline at once, not two heartbeats later. The price: a client that shuts its sending side is closed too.
-        .h1_allow_half_closed(false)
-        .h1_write_buffer_size(WRITE_BUFFER)
-        .on_connect(http::note_connection)
+        .max_concurrent_connections((config.stream.max + API_CONNECTIONS).div_ceil(workers))
         .disable_signals()
         .shutdown_timeout(1)
-        .listen_auto_h2c(listener)?;
+        .listen("api", listener, http)?;
     Ok((server.run(), address))
 }
 

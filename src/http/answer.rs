@@ -18,7 +18,7 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
-    let id = request_id(&request);
+    let id = request_id(request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes));
     let method = request.method().clone();
     let mut response = match next.call(request).await {
         Ok(response) => response.map_into_boxed_body(),
@@ -45,9 +45,8 @@ pub(super) async fn finish<B: MessageBody + 'static>(
 }
 
 /// The caller's own id, if it is a sane one.
-fn request_id(request: &ServiceRequest) -> String {
-    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    match given {
+pub(super) fn request_id(given: Option<&[u8]>) -> String {
+    match given.and_then(|id| std::str::from_utf8(id).ok()) {
         Some(id) if (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id.to_owned(),
         _ => Uuid::now_v7().to_string(),
     }

@@ -1,0 +1,38 @@
+//! What every test stands on: a node that is the real program, devices that hold streams, and waits that end by conditions.
+
+pub mod device;
+pub mod http;
+pub mod node;
+
+pub use device::{Device, Event, StreamRequest};
+pub use http::{Answer, Request};
+pub use node::{Backend, Node};
+pub use serde_json::{Value, json};
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+/// Within this time everything that is to happen has happened, on a busy machine too.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Waits until `look` says `Ok`. After [`SOON`] it fails with what `look` said last.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(state) if Instant::now() > deadline => panic!("{what}: not within {SOON:?}; last seen: {state}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// Waits until `look` gives what `is_right` accepts, and shows the last value if that never comes.
+#[track_caller]
+pub fn eventually_is<T: Debug>(what: &str, mut look: impl FnMut() -> T, is_right: impl Fn(&T) -> bool) -> T {
+    eventually(what, || {
+        let found = look();
+        if is_right(&found) { Ok(found) } else { Err(format!("{found:?}")) }
+    })
+}

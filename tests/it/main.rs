@@ -1,0 +1,9 @@
+//! herenow as its callers meet it: the real program, over HTTP. A file per chapter of the contract.
+
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+#[expect(dead_code, unused_imports, reason = "chapters that use the rest follow")]
+mod harness;
+mod harness_holds;
+mod online_only;
+mod ops;
