@@ -91,7 +91,7 @@ struct ToBody<'a> {
     group: Option<Cow<'a, str>>,
 }
 
-/// A body's bytes as a checked draft. Public for fuzzing.
+/// A body's bytes as a checked draft.
 pub(super) fn draft(json: &Bytes, payload_bytes: usize, retention: Duration) -> Result<Draft, Problem> {
     let send: SendBody = body::parse(json)?;
     let payload = send.payload.get();
