@@ -1,5 +1,6 @@
 //! `GET /v1/stream`: the SSE answer (CONTRACT.md 4).
 
+use super::answer::is_utf8;
 use super::auth::{Device, Keys, bearer, by_token};
 use super::problem::{Code, Problem};
 use super::{connection, tokens};
@@ -45,6 +46,9 @@ pub(super) struct StreamQuery {
 
 /// Reads the query of a request by type.
 pub(super) fn query<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    if !is_utf8(text) {
+        return Err(Problem::flaw("?", "is not UTF-8"));
+    }
     let query = Query::<T>::from_query(text);
     query.map(Query::into_inner).map_err(|error| {
         let text = error.to_string();

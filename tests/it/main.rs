@@ -5,5 +5,15 @@
 #[expect(dead_code, unused_imports, reason = "chapters that use the rest follow")]
 mod harness;
 mod harness_holds;
+mod idempotency;
 mod online_only;
 mod ops;
+mod presence;
+mod stream;
+
+mod callbacks;
+mod crash;
+mod disk;
+mod invariants_durable;
+mod persisted;
+mod support;

@@ -104,15 +104,23 @@ impl StreamRequest {
     /// Opens the stream and waits for its head, but not for any event.
     #[track_caller]
     pub fn connect(&self) -> Device {
+        let device = self.try_connect().unwrap();
+        let (status, headers) = device.body.head().expect("a head");
+        assert_eq!(*status, 200, "{headers:?} {}", String::from_utf8_lossy(&device.body.content));
+        device
+    }
+
+    /// The same, from a node that may not be there any more: then the stream has ended, or is an answer other than 200.
+    pub fn try_connect(&self) -> io::Result<Device> {
         next_millisecond();
-        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None).unwrap();
+        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
         if let Some(bytes) = self.receive_buffer {
-            socket.set_recv_buffer_size(bytes).unwrap();
+            socket.set_recv_buffer_size(bytes)?;
         }
-        socket.connect(&self.address.into()).unwrap();
-        socket.set_tcp_nodelay(true).unwrap();
+        socket.connect(&self.address.into())?;
+        socket.set_tcp_nodelay(true)?;
         let mut tcp = TcpStream::from(socket);
-        tcp.write_all(&self.request().to_bytes(self.address)).unwrap();
+        tcp.write_all(&self.request().to_bytes(self.address))?;
         let mut device = Device {
             address: self.address,
             user: self.user.clone(),
@@ -128,12 +136,8 @@ impl StreamRequest {
             ended: None,
         };
         let deadline = Instant::now() + SOON;
-        while device.body.head().is_none() {
-            assert!(device.read_until(deadline), "no head of the stream: {:?}", device.ended);
-        }
-        let (status, headers) = device.body.head().unwrap();
-        assert_eq!(*status, 200, "{headers:?} {}", String::from_utf8_lossy(&device.body.content));
-        device
+        while device.body.head().is_none() && device.read_until(deadline) {}
+        Ok(device)
     }
 
     /// Opens the stream and takes its `ready`.
@@ -299,6 +303,16 @@ impl Device {
         }
         assert!(self.ended.is_some(), "the stream goes on after {} events", events.len());
         events
+    }
+
+    /// Reads on while the condition holds, keeping events for later.
+    #[track_caller]
+    pub fn read_while(&mut self, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + SOON;
+        while condition(self) {
+            assert!(Instant::now() < deadline && self.ended.is_none(), "{}/{}: {:?}", self.user, self.name, self.ended);
+            self.read_until(deadline);
+        }
     }
 
     /// Why nothing more will come, if it is so.
