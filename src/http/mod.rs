@@ -15,6 +15,7 @@ mod parked;
 mod presence;
 mod problem;
 mod routes;
+mod schema;
 mod stream;
 mod tokens;
 
