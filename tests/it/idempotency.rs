@@ -95,12 +95,14 @@ fn one_that_is_still_running_is_a_conflict() {
     let mut bob = node.stuck_device("bob", "phone");
     let body = body(&node, &json!({"online_only": true, "ttl_ms": 60_000}));
     let (first, again) = std::thread::scope(|scope| {
-        let first = scope.spawn(|| send(&node, "k", &body));
-        let again = eventually_is("in progress", || send(&node, "k", &body), |answer| answer.status == 409);
-        again.problem(409, "idempotency_in_progress");
+        // Whichever of the two comes first waits for the stuck device; the other is told so at once.
+        let mut sends = vec![scope.spawn(|| send(&node, "k", &body)), scope.spawn(|| send(&node, "k", &body))];
+        eventually_is("one is answered", || sends.iter().any(|s| s.is_finished()), |any| *any);
+        let answered = sends.iter().position(|s| s.is_finished()).unwrap();
+        sends.remove(answered).join().unwrap().problem(409, "idempotency_in_progress");
         send(&node, "k", &body.replace("alice", "mallory")).problem(422, "idempotency_key_reused");
         while bob.event_within(std::time::Duration::from_millis(300)).is_some() {}
-        let first = first.join().unwrap();
+        let first = sends.remove(0).join().unwrap();
         (first, send(&node, "k", &body))
     });
     assert_eq!(first.json()["recipients"][0]["outcome"], "delivered");
