@@ -1,6 +1,7 @@
 //! `Idempotency-Key`: the same key and body are sent once (CONTRACT.md 3).
 
 use crate::harness::*;
+use std::thread::ScopedJoinHandle;
 
 fn body(node: &Node, fields: &Value) -> String {
     let mut message =
@@ -97,8 +98,8 @@ fn one_that_is_still_running_is_a_conflict() {
     let (first, again) = std::thread::scope(|scope| {
         // Whichever of the two comes first waits for the stuck device; the other is told so at once.
         let mut sends = vec![scope.spawn(|| send(&node, "k", &body)), scope.spawn(|| send(&node, "k", &body))];
-        eventually_is("one is answered", || sends.iter().any(|s| s.is_finished()), |any| *any);
-        let answered = sends.iter().position(|s| s.is_finished()).unwrap();
+        eventually_is("one is answered", || sends.iter().any(ScopedJoinHandle::is_finished), |any| *any);
+        let answered = sends.iter().position(ScopedJoinHandle::is_finished).unwrap();
         sends.remove(answered).join().unwrap().problem(409, "idempotency_in_progress");
         send(&node, "k", &body.replace("alice", "mallory")).problem(422, "idempotency_key_reused");
         while bob.event_within(std::time::Duration::from_millis(300)).is_some() {}
