@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod bad_input;
+mod cors;
 mod credentials;
+mod errors;
 #[expect(dead_code, unused_imports, reason = "chapters that use the rest follow")]
 mod harness;
 mod harness_holds;
