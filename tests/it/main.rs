@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod bad_input;
+mod cli_live;
 mod cors;
 mod credentials;
 mod errors;
@@ -14,3 +15,4 @@ mod online_only;
 mod ops;
 mod presence;
 mod stream;
+mod typing;
