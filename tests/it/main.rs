@@ -7,12 +7,13 @@ mod cli_live;
 mod cors;
 mod credentials;
 mod errors;
-#[expect(dead_code, unused_imports, reason = "chapters that use the rest follow")]
 mod harness;
 mod harness_holds;
 mod idempotency;
+mod invariants;
 mod online_only;
 mod ops;
 mod presence;
+mod roundabout;
 mod stream;
 mod typing;

@@ -62,6 +62,13 @@ impl StreamRequest {
         self.header("Last-Event-ID", cursor)
     }
 
+    /// In place of the one that was said before.
+    #[must_use]
+    pub fn last_event_id_instead(mut self, cursor: &str) -> Self {
+        self.headers.retain(|(name, _)| name != "Last-Event-ID");
+        self.last_event_id(cursor)
+    }
+
     /// Another token than the one of this user and device.
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
@@ -81,6 +88,12 @@ impl StreamRequest {
     pub fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = Some(bytes);
         self
+    }
+
+    /// In words that are not those of a plain request for a stream, so that the HTTP server has to answer it.
+    #[must_use]
+    pub fn by_the_server(self) -> Self {
+        self.header("Content-Length", "0")
     }
 
     fn request(&self) -> Request {
@@ -104,16 +117,35 @@ impl StreamRequest {
     /// Opens the stream and waits for its head, but not for any event.
     #[track_caller]
     pub fn connect(&self) -> Device {
-        next_millisecond();
-        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None).unwrap();
-        if let Some(bytes) = self.receive_buffer {
-            socket.set_recv_buffer_size(bytes).unwrap();
+        let mut device = self.ask().unwrap();
+        let deadline = Instant::now() + SOON;
+        while device.body.head().is_none() {
+            assert!(device.read_until(deadline), "no head of the stream: {:?}", device.ended);
         }
-        socket.connect(&self.address.into()).unwrap();
-        socket.set_tcp_nodelay(true).unwrap();
+        let (status, headers) = device.body.head().unwrap();
+        assert_eq!(*status, 200, "{headers:?} {}", String::from_utf8_lossy(&device.body.content));
+        device
+    }
+
+    /// Opens the stream and takes its `ready`, unless the connection ends before.
+    pub fn try_open(&self) -> Option<Device> {
+        let mut device = self.ask().ok()?;
+        let ready = device.event_within(SOON)?;
+        assert_eq!(ready.name, "ready", "{ready:?}");
+        Some(device)
+    }
+
+    fn ask(&self) -> io::Result<Device> {
+        next_millisecond();
+        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
+        if let Some(bytes) = self.receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        socket.connect(&self.address.into())?;
+        socket.set_tcp_nodelay(true)?;
         let mut tcp = TcpStream::from(socket);
-        tcp.write_all(&self.request().to_bytes(self.address)).unwrap();
-        let mut device = Device {
+        tcp.write_all(&self.request().to_bytes(self.address))?;
+        Ok(Device {
             address: self.address,
             user: self.user.clone(),
             name: self.device.clone(),
@@ -126,14 +158,7 @@ impl StreamRequest {
             heartbeats: 0,
             retry: None,
             ended: None,
-        };
-        let deadline = Instant::now() + SOON;
-        while device.body.head().is_none() {
-            assert!(device.read_until(deadline), "no head of the stream: {:?}", device.ended);
-        }
-        let (status, headers) = device.body.head().unwrap();
-        assert_eq!(*status, 200, "{headers:?} {}", String::from_utf8_lossy(&device.body.content));
-        device
+        })
     }
 
     /// Opens the stream and takes its `ready`.

@@ -180,9 +180,9 @@ impl Node {
         self.process = Some(Process { child, gatherers: vec![out, err] });
         (self.address, self.admin) = eventually("the node serves", || {
             let log = self.log.text();
-            let line = log[logged..].lines().find(|line| line.contains(" serving ")).ok_or_else(|| log.clone())?;
-            let admin = if self.setup.without_admin { self.admin } else { address_after(line, "admin=Some(") };
-            Ok((address_after(line, "address="), admin))
+            let line = log[logged..].lines().find(|line| line.contains("serving")).ok_or_else(|| log.clone())?;
+            let admin = if self.setup.without_admin { self.admin } else { address_after(line, "admin") };
+            Ok((address_after(line, "address"), admin))
         });
         if self.setup.self_made {
             self.secrets.note(&self.api_key());
@@ -321,6 +321,11 @@ impl Node {
         let mut process = self.process.take().expect("the node runs");
         process.child.kill().unwrap();
         process.wait_until_gathered();
+    }
+
+    /// After a signal that can't be heeded.
+    pub fn was_killed(&mut self) {
+        self.process = None;
     }
 
     /// SIGTERM, and the end.
@@ -508,9 +513,11 @@ impl Backend<'_> {
     }
 }
 
-fn address_after(line: &str, before: &str) -> SocketAddr {
-    let rest = line.split_once(before).unwrap_or_else(|| panic!("no {before} in {line}")).1;
-    rest.split([' ', ')']).next().unwrap().parse().unwrap()
+/// From a line of the log, be it text or JSON.
+fn address_after(line: &str, name: &str) -> SocketAddr {
+    let rest = line.split_once(name).unwrap_or_else(|| panic!("no {name} in {line}")).1;
+    let rest = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+    rest.split([' ', ')', '"']).next().unwrap().parse().unwrap()
 }
 
 fn files(directory: &Path) -> Vec<PathBuf> {
