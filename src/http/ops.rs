@@ -44,7 +44,11 @@ pub(super) async fn readyz(relay: Data<Relay>) -> HttpResponse {
     let mut away = if relay.is_draining() { vec!["draining"] } else { vec![] };
     away.extend(relay.away().await);
     let reply = ReadyReply { ready: away.is_empty(), away };
-    if reply.ready { HttpResponse::Ok().json(reply) } else { HttpResponse::ServiceUnavailable().json(reply) }
+    if reply.ready {
+        HttpResponse::Ok().json(reply)
+    } else {
+        HttpResponse::ServiceUnavailable().insert_header(("Retry-After", 1)).json(reply)
+    }
 }
 
 /// This document

@@ -3,6 +3,7 @@
 use crate::harness::node::{API_KEY, DEVICE_SECRET};
 use crate::harness::*;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 fn now() -> u64 {
@@ -351,7 +352,6 @@ fn self_made_credentials_work_and_stay_the_same_over_a_restart() {
     assert_eq!(node.api_key(), key);
     drop(node.device("bob", "phone"));
     assert!(!node.stdout()[shown..].contains(&key), "and never again");
-    use std::os::unix::fs::PermissionsExt;
     let file = node.data_dir().join("credentials.toml");
     assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::metadata(node.data_dir()).unwrap().permissions().mode() & 0o777, 0o700);

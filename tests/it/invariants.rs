@@ -317,13 +317,13 @@ mod five_in_order {
                     .into_iter()
                     .map(|(name, stream)| {
                         let (from, crashed) = (last.get(name).copied().unwrap_or(0), &crashed);
-                        scope.spawn(move || (name, read_until(name, stream, from, crashed)))
+                        scope.spawn(move || (name, read_until(name, &stream, from, crashed)))
                     })
                     .collect();
                 eventually_is(
                     "enough is sent",
-                    || node.metric("herenow_sends_total{kind=\"persisted\"}"),
-                    |n| *n >= 150.0,
+                    || node.count("herenow_sends_total{kind=\"persisted\"}"),
+                    |n| *n >= 150,
                 );
                 node.signal("KILL");
                 crashed.store(true, Ordering::Relaxed);
@@ -375,7 +375,7 @@ mod five_in_order {
     }
 
     /// Reads in its own manner until the crash; each cursor must be the one after the one before.
-    fn read_until(name: &str, stream: StreamRequest, mut last: u64, crashed: &AtomicBool) -> Vec<(u64, String)> {
+    fn read_until(name: &str, stream: &StreamRequest, mut last: u64, crashed: &AtomicBool) -> Vec<(u64, String)> {
         let mut messages = vec![];
         let mut device = stream.open();
         let mut take = |event: Event| {

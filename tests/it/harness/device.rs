@@ -117,25 +117,14 @@ impl StreamRequest {
     /// Opens the stream and waits for its head, but not for any event.
     #[track_caller]
     pub fn connect(&self) -> Device {
-        let mut device = self.ask().unwrap();
-        let deadline = Instant::now() + SOON;
-        while device.body.head().is_none() {
-            assert!(device.read_until(deadline), "no head of the stream: {:?}", device.ended);
-        }
-        let (status, headers) = device.body.head().unwrap();
+        let device = self.try_connect().unwrap();
+        let (status, headers) = device.body.head().expect("a head");
         assert_eq!(*status, 200, "{headers:?} {}", String::from_utf8_lossy(&device.body.content));
         device
     }
 
-    /// Opens the stream and takes its `ready`, unless the connection ends before.
-    pub fn try_open(&self) -> Option<Device> {
-        let mut device = self.ask().ok()?;
-        let ready = device.event_within(SOON)?;
-        assert_eq!(ready.name, "ready", "{ready:?}");
-        Some(device)
-    }
-
-    fn ask(&self) -> io::Result<Device> {
+    /// The same, from a node that may not be there any more: then the stream has ended, or is an answer other than 200.
+    pub fn try_connect(&self) -> io::Result<Device> {
         next_millisecond();
         let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
         if let Some(bytes) = self.receive_buffer {
@@ -145,7 +134,7 @@ impl StreamRequest {
         socket.set_tcp_nodelay(true)?;
         let mut tcp = TcpStream::from(socket);
         tcp.write_all(&self.request().to_bytes(self.address))?;
-        Ok(Device {
+        let mut device = Device {
             address: self.address,
             user: self.user.clone(),
             name: self.device.clone(),
@@ -158,7 +147,18 @@ impl StreamRequest {
             heartbeats: 0,
             retry: None,
             ended: None,
-        })
+        };
+        let deadline = Instant::now() + SOON;
+        while device.body.head().is_none() && device.read_until(deadline) {}
+        Ok(device)
+    }
+
+    /// Opens the stream and takes its `ready`, unless the connection ends before.
+    pub fn try_open(&self) -> Option<Device> {
+        let mut device = self.try_connect().ok()?;
+        let ready = device.event_within(SOON)?;
+        assert_eq!(ready.name, "ready", "{ready:?}");
+        Some(device)
     }
 
     /// Opens the stream and takes its `ready`.

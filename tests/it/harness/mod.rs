@@ -3,10 +3,12 @@
 pub mod device;
 pub mod http;
 pub mod node;
+pub mod receiver;
 
 pub use device::{Device, Event, StreamRequest};
 pub use http::{Answer, Request};
-pub use node::{Backend, Node};
+pub use node::{Node, Setup};
+pub use receiver::Receiver;
 pub use serde_json::{Value, json};
 
 use std::fmt::Debug;

@@ -21,6 +21,9 @@ use tempfile::TempDir;
 pub const API_KEY: &str = "hk_an-api-key-of-the-tests";
 pub const DEVICE_SECRET: &str = "a-device-secret-of-the-tests-with-32-bytes";
 
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_herenow");
+
 static NEXT_NODE: AtomicU64 = AtomicU64::new(0);
 
 /// What must be in no log.
@@ -40,6 +43,8 @@ pub struct Setup {
     env: Vec<(String, String)>,
     self_made: bool,
     without_admin: bool,
+    wrapper: Vec<String>,
+    data_dir: Option<PathBuf>,
 }
 
 impl Setup {
@@ -53,6 +58,26 @@ impl Setup {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Each of these, `key=value`.
+    #[must_use]
+    pub fn set_all(self, keys_and_values: &[String]) -> Self {
+        keys_and_values.iter().fold(self, |setup, key_and_value| setup.set(key_and_value))
+    }
+
+    /// Runs the program by this command, which must become the program and not its parent.
+    #[must_use]
+    pub fn wrapper(mut self, command: &[&str]) -> Self {
+        self.wrapper = command.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Another directory than one of the harness's own.
+    #[must_use]
+    pub fn data_dir(mut self, path: &Path) -> Self {
+        self.data_dir = Some(path.to_owned());
         self
     }
 
@@ -156,7 +181,9 @@ impl Node {
     #[track_caller]
     fn launch(&mut self) {
         let logged = self.log.text().len();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_herenow"));
+        let words: Vec<&str> = self.setup.wrapper.iter().map(String::as_str).chain([PROGRAM]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
         command.current_dir(self.directory.path()).env_clear().arg("serve").arg("--data-dir").arg(self.data_dir());
         for own in
             ["server.listen=127.0.0.1:0", "server.admin_listen=127.0.0.1:0", "log.level=trace", "server.drain_s=1"]
@@ -201,7 +228,7 @@ impl Node {
     }
 
     pub fn data_dir(&self) -> PathBuf {
-        self.directory.path().join("data")
+        self.setup.data_dir.clone().unwrap_or_else(|| self.directory.path().join("data"))
     }
 
     /// All that was logged so far.
@@ -311,6 +338,14 @@ impl Node {
     /// The value of a metric, named as it is written, labels included.
     #[track_caller]
     pub fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics();
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
+    }
+
+    /// The value of a counter, or of a gauge of things.
+    #[track_caller]
+    pub fn count(&self, name: &str) -> u64 {
         let metrics = self.metrics();
         let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
