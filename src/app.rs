@@ -6,13 +6,15 @@ use crate::backend::memory::MemoryPlane;
 use crate::backend::sqlite::{Options, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
-use crate::http::{self, Admin, Doors, Keys};
+use crate::http::{self, Admin, Doors, Front, Keys};
 use crate::ports::Store;
 use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
 use crate::relay::tasks::Tasks;
-use actix_web::dev::{Server, ServerHandle};
+use actix_http::HttpService;
+use actix_service::map_config;
+use actix_web::dev::{AppConfig, Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App as Actix, HttpServer};
 use anyhow::Context;
@@ -178,18 +180,25 @@ fn api_server(config: &Config, relay: &Relay) -> anyhow::Result<(Server, SocketA
         examples: config.auth.self_made && address.ip().is_loopback(),
     };
     let workers = config.server.workers;
-    let server = HttpServer::new(move || http::routes(doors.clone()))
+    let http = move || {
+        let app = map_config(http::routes(doors.clone()), |()| AppConfig::default());
+        let http = HttpService::build()
+            .keep_alive(KEEP_ALIVE)
+            .client_request_timeout(HEADERS_TIMEOUT)
+            // A closed tab is offline at once, not two heartbeats later. The price: a client that shuts its sending side is closed too.
+            .h1_allow_half_closed(false)
+            .h1_write_buffer_size(WRITE_BUFFER)
+            .on_connect_ext(http::note_connection)
+            .finish(app)
+            .tcp_auto_h2c();
+        Front::new(http, doors.clone())
+    };
+    let server = Server::build()
         .workers(workers)
-        .max_connections((config.stream.max + API_CONNECTIONS).div_ceil(workers))
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(HEADERS_TIMEOUT)
-        // A closed tab is offline at once, not two heartbeats later. The price: a client that shuts its sending side is closed too.
-        .h1_allow_half_closed(false)
-        .h1_write_buffer_size(WRITE_BUFFER)
-        .on_connect(http::note_connection)
+        .max_concurrent_connections((config.stream.max + API_CONNECTIONS).div_ceil(workers))
         .disable_signals()
         .shutdown_timeout(1)
-        .listen_auto_h2c(listener)?;
+        .listen("api", listener, http)?;
     Ok((server.run(), address))
 }
 

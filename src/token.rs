@@ -40,9 +40,9 @@ struct Minted<'a> {
 
 #[derive(Deserialize)]
 struct Claims {
-    sub: String,
+    sub: Option<String>,
     device: Option<String>,
-    exp: f64,
+    exp: Option<f64>,
     nbf: Option<f64>,
 }
 
@@ -100,13 +100,14 @@ impl Tokens {
     }
 }
 
+const EXPIRED: TokenError = TokenError("has expired");
 const BAD_SIGNATURE: TokenError = TokenError("has a signature that none of the secrets made");
 
 fn explain(kind: &ErrorKind) -> TokenError {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the library's list of errors is open")]
     match kind {
         ErrorKind::InvalidSignature => BAD_SIGNATURE,
-        ErrorKind::ExpiredSignature => TokenError("has expired"),
+        ErrorKind::ExpiredSignature => EXPIRED,
         ErrorKind::InvalidAudience => TokenError("is for another audience"),
         ErrorKind::MissingRequiredClaim(claim) if claim == "exp" => TokenError("has no `exp`"),
         ErrorKind::MissingRequiredClaim(claim) if claim == "sub" => TokenError("has no `sub`"),
@@ -117,14 +118,21 @@ fn explain(kind: &ErrorKind) -> TokenError {
 }
 
 fn identity(claims: &Claims) -> Result<Identity, TokenError> {
-    let now = Timestamp::now().as_s();
-    if claims.nbf.is_some_and(|nbf| seconds(nbf) > now + NOT_BEFORE_LEEWAY_S) {
+    let now = Timestamp::now();
+    let exp = claims.exp.ok_or(TokenError("has no `exp`"))?;
+    let sub = claims.sub.as_deref().ok_or(TokenError("has no `sub`"))?;
+    let until = Timestamp::from_ms(seconds(exp).saturating_mul(1000));
+    // The library lets a token live until the second of its `exp` is over; it is "on or after" that it must be refused (RFC 7519, 4.1.4).
+    if until <= now {
+        return Err(EXPIRED);
+    }
+    if claims.nbf.is_some_and(|nbf| seconds(nbf) > now.as_s() + NOT_BEFORE_LEEWAY_S) {
         return Err(TokenError("is not good yet"));
     }
-    let user = UserId::parse(&claims.sub).map_err(|_| TokenError("has a `sub` that is no user's name"))?;
+    let user = UserId::parse(sub).map_err(|_| TokenError("has a `sub` that is no user's name"))?;
     let device = claims.device.as_deref().map(DeviceId::parse).transpose();
     let device = device.map_err(|_| TokenError("has a `device` that is no device's name"))?;
-    Ok(Identity { user, device, until: Timestamp::from_ms(seconds(claims.exp).saturating_mul(1000)) })
+    Ok(Identity { user, device, until })
 }
 
 /// A NumericDate may have a fraction (RFC 7519, 2).

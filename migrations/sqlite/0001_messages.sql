@@ -11,7 +11,7 @@ CREATE TABLE user (
 ) STRICT;
 
 -- `seq` is the order of committing, and so nearly that of expiry. `brief`: the expiry of a message that is kept for less than the
--- retention. `swept`: how many recipients' inbox rows have been removed; -1: all, and it is kept for its storage callback alone.
+-- retention, until it has left the inboxes. `kept`: 1 if it has left them and is kept for its storage callback alone.
 -- `push`: NULL no push, empty a plain one, else the sender's JSON. `recipients`: pairs of user id and cursor as LEB128.
 CREATE TABLE message (
     seq              INTEGER PRIMARY KEY,
@@ -19,7 +19,7 @@ CREATE TABLE message (
     sent_at          INTEGER NOT NULL,
     expires_at       INTEGER NOT NULL,
     brief            INTEGER,
-    swept            INTEGER NOT NULL DEFAULT 0,
+    kept             INTEGER NOT NULL DEFAULT 0,
     storage_state    INTEGER NOT NULL,
     storage_attempts INTEGER NOT NULL DEFAULT 0,
     sender           TEXT NOT NULL,

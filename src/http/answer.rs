@@ -7,6 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse};
+use percent_encoding::percent_decode_str;
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -18,10 +19,15 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
-    let id = request_id(&request);
+    let id = request_id(request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes));
     let method = request.method().clone();
-    let mut response = match next.call(request).await {
-        Ok(response) => response.map_into_boxed_body(),
+    let answered = if is_utf8(request.path()) {
+        next.call(request).await.map(ServiceResponse::map_into_boxed_body)
+    } else {
+        Ok(request.into_response(Problem::new(Code::NotFound, "the path is not UTF-8").answer(&id)))
+    };
+    let mut response = match answered {
+        Ok(response) => response,
         // No layer below fails; were one to, the connection would be dropped without a word.
         Err(error) => return Err(error),
     };
@@ -44,17 +50,20 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     Ok(response)
 }
 
+/// Whether text is UTF-8 once its `%XX` are decoded. The framework would put U+FFFD for what is not, and so make one name of many.
+pub(super) fn is_utf8(encoded: &str) -> bool {
+    percent_decode_str(encoded).decode_utf8().is_ok()
+}
+
 /// The caller's own id, if it is a sane one.
-fn request_id(request: &ServiceRequest) -> String {
-    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    match given {
+pub(super) fn request_id(given: Option<&[u8]>) -> String {
+    match given.and_then(|id| std::str::from_utf8(id).ok()) {
         Some(id) if (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id.to_owned(),
         _ => Uuid::now_v7().to_string(),
     }
 }
 
-/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body. Ours speak JSON: a problem, or
-/// what `/readyz` says while it is not ready.
+/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body. `/readyz` says no in plain JSON.
 fn is_bare_error<B>(response: &ServiceResponse<B>) -> bool {
     let status = response.status();
     let content_type = response.headers().get("content-type");

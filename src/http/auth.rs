@@ -6,6 +6,7 @@ use crate::domain::seat::{DeviceId, UserId};
 use crate::domain::time::Timestamp;
 use crate::token::{Identity, Tokens};
 use actix_web::dev::Payload;
+use actix_web::http::header::HeaderValue;
 use actix_web::{FromRequest, HttpRequest, web};
 use sha2::{Digest, Sha256};
 use std::future::{Ready, ready};
@@ -63,20 +64,25 @@ impl From<Identity> for Device {
     }
 }
 
-/// The `Authorization: Bearer` credential (RFC 6750; the scheme's case doesn't matter).
-pub(super) fn bearer(request: &HttpRequest) -> Result<&str, Problem> {
-    let Some(header) = request.headers().get("authorization") else {
+/// The credential of an `Authorization: Bearer` header (RFC 6750; the scheme's case doesn't matter).
+pub(super) fn bearer(header: Option<&[u8]>) -> Result<&str, Problem> {
+    let Some(header) = header else {
         return Err(Problem::new(Code::MissingCredentials, "the header `Authorization: Bearer …` is needed"));
     };
     let wrong =
         || Problem::new(Code::InvalidCredentials, "the `Authorization` header is not `Bearer` and a credential");
-    let (scheme, credential) = header.to_str().map_err(|_| wrong())?.split_once(' ').ok_or_else(wrong)?;
+    let text = std::str::from_utf8(header).map_err(|_| wrong())?;
+    let (scheme, credential) = text.split_once(' ').ok_or_else(wrong)?;
     if scheme.eq_ignore_ascii_case("bearer") { Ok(credential.trim()) } else { Err(wrong()) }
+}
+
+fn authorization(request: &HttpRequest) -> Option<&[u8]> {
+    request.headers().get("authorization").map(HeaderValue::as_bytes)
 }
 
 fn backend(request: &HttpRequest) -> Result<Backend, Problem> {
     let keys = keys(request)?;
-    let credential = bearer(request)?;
+    let credential = bearer(authorization(request))?;
     if keys.is_api_key(credential) {
         return Ok(Backend);
     }
@@ -87,7 +93,7 @@ fn backend(request: &HttpRequest) -> Result<Backend, Problem> {
 }
 
 fn device(request: &HttpRequest) -> Result<Device, Problem> {
-    by_token(keys(request)?, bearer(request)?)
+    by_token(keys(request)?, bearer(authorization(request))?)
 }
 
 /// The device that bears this token.

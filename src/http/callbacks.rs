@@ -132,7 +132,7 @@ pub(super) async fn list_callbacks(
     request: HttpRequest,
     relay: Data<Relay>,
 ) -> Result<HttpResponse, Problem> {
-    let asked: ListQuery = query(&request)?;
+    let asked: ListQuery = query(request.query_string())?;
     let limit = asked.limit.unwrap_or(LIMIT);
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(Problem::flaw("?limit", format!("must be 1 to {LIMIT_MAX}")));

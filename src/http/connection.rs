@@ -5,14 +5,13 @@ use crate::relay::hub::Socket;
 use actix_web::HttpRequest;
 use actix_web::dev::Extensions;
 use actix_web::http::Version;
-use actix_web::rt::net::TcpStream;
-use socket2::{Domain, Protocol, SockRef, Type};
-use std::any::Any;
+use socket2::{Domain, Protocol, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 /// The kernel holds so much unread data of a slow reader per connection, beside what the seat's queue holds.
@@ -45,13 +44,9 @@ struct Connection {
 }
 
 /// To be called for each new connection.
-pub fn note_connection(io: &dyn Any, data: &mut Extensions) {
-    let socket = io.downcast_ref::<TcpStream>().and_then(|tcp| {
-        let duplicate = tcp.as_fd().try_clone_to_owned().ok()?;
-        // Not all systems hand this one down from the listener.
-        let _ = SockRef::from(&duplicate).set_tcp_nodelay(true);
-        Some(Arc::new(Socket::new(duplicate)))
-    });
+pub fn note_connection(tcp: &TcpStream, data: &mut Extensions) {
+    // Without a second handle the stream works all the same: it can only not be watched.
+    let socket = tcp.as_fd().try_clone_to_owned().ok().map(|duplicate| Arc::new(Socket::Shared(duplicate)));
     let closed = CancellationToken::new();
     data.insert(Connection { socket, _guard: closed.clone().drop_guard(), closed });
 }

@@ -63,7 +63,7 @@ pub(super) async fn ack(
     relay: Data<Relay>,
     payload: Payload,
 ) -> Result<HttpResponse, Problem> {
-    let named: DeviceQuery = query(&request)?;
+    let named: DeviceQuery = query(request.query_string())?;
     let id = device.device(named.device.as_deref())?;
     let json = body::read_json(&request, payload, body::SMALL).await?;
     let AckBody { cursor } = body::parse(&json)?;
@@ -161,7 +161,7 @@ pub(super) async fn get_inbox(
     request: HttpRequest,
     relay: Data<Relay>,
 ) -> Result<HttpResponse, Problem> {
-    let asked: InboxQuery = query(&request)?;
+    let asked: InboxQuery = query(request.query_string())?;
     let id = device.device(asked.device.as_deref())?;
     let after = asked.after.as_deref().map_or(Ok(After::LastAck), |after| parse_after(after, "?after"))?;
     let limit = asked.limit.unwrap_or(INBOX_LIMIT);
@@ -206,7 +206,7 @@ pub(super) async fn set_state(
     relay: Data<Relay>,
     payload: Payload,
 ) -> Result<HttpResponse, Problem> {
-    let named: DeviceQuery = query(&request)?;
+    let named: DeviceQuery = query(request.query_string())?;
     let id = device.device(named.device.as_deref())?;
     let json = body::read_json(&request, payload, body::SMALL).await?;
     let StateBody { state } = body::parse(&json)?;

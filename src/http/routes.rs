@@ -94,6 +94,9 @@ async fn nothing_here(request: HttpRequest) -> Result<HttpResponse, Problem> {
 /// The methods of each path.
 fn allowed(path: &str) -> Option<&'static str> {
     let segments: Vec<_> = path.split('/').skip(1).collect();
+    if segments.contains(&"") {
+        return None;
+    }
     match segments[..] {
         ["v1", "messages" | "tokens" | "tickets" | "ack" | "state"]
         | ["v1", "presence", "query"]

@@ -1,5 +1,6 @@
 //! `GET /v1/stream`: the SSE answer (CONTRACT.md 4).
 
+use super::answer::is_utf8;
 use super::auth::{Device, Keys, bearer, by_token};
 use super::problem::{Code, Problem};
 use super::{connection, tokens};
@@ -7,15 +8,19 @@ use crate::domain::message::Cursor;
 use crate::domain::seat::DeviceState;
 use crate::relay::devices::{After, OpenStream};
 use crate::relay::handle::Relay;
+use crate::relay::hub::Socket;
 use crate::relay::stream::Stream;
 use actix_web::body::{BodySize, MessageBody};
+use actix_web::http::header::HeaderValue;
 use actix_web::web::{Data, Query};
 use actix_web::{HttpRequest, HttpResponse, get};
 use bytes::Bytes;
 use serde::Deserialize;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use utoipa::IntoParams;
 
 /// The query of a stream.
@@ -40,8 +45,11 @@ pub(super) struct StreamQuery {
 }
 
 /// Reads the query of a request by type.
-pub(super) fn query<T: serde::de::DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
-    let query = Query::<T>::from_query(request.query_string());
+pub(super) fn query<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    if !is_utf8(text) {
+        return Err(Problem::flaw("?", "is not UTF-8"));
+    }
+    let query = Query::<T>::from_query(text);
     query.map(Query::into_inner).map_err(|error| {
         let text = error.to_string();
         Problem::flaw("?", text.strip_prefix("Query deserialize error: ").unwrap_or(&text))
@@ -60,18 +68,47 @@ pub(super) fn parse_after(text: &str, pointer: &str) -> Result<After, Problem> {
     }
 }
 
+/// A request for a stream, whoever read it.
+pub(super) struct Asked<'a> {
+    pub(super) query: &'a str,
+    pub(super) authorization: Option<&'a [u8]>,
+    pub(super) last_event_id: Option<&'a [u8]>,
+    pub(super) socket: Option<Arc<Socket>>,
+    pub(super) closed: Option<WaitForCancellationFutureOwned>,
+}
+
+/// Checks the request and opens the stream.
+pub(super) async fn open(asked: Asked<'_>, keys: &Keys, relay: &Relay) -> Result<Stream, Problem> {
+    let query: StreamQuery = query(asked.query)?;
+    let device = caller(asked.authorization, &query, keys, relay).await?;
+    let request = OpenStream {
+        device: device.device(query.device.as_deref())?,
+        user: device.user,
+        after: start(asked.last_event_id, &query)?,
+        state: query.state,
+        until: device.until,
+        socket: asked.socket,
+        closed: asked.closed,
+    };
+    Ok(relay.open_stream(request).await?)
+}
+
 /// `Last-Event-ID` wins: a client that reconnects by itself sends it with the URL of the first time.
-fn start(request: &HttpRequest, query: &StreamQuery) -> Result<After, Problem> {
-    let header = request.headers().get("last-event-id").filter(|value| !value.is_empty());
-    if let Some(header) = header {
-        return parse_after(header.to_str().unwrap_or("?"), "Last-Event-ID");
+fn start(last_event_id: Option<&[u8]>, query: &StreamQuery) -> Result<After, Problem> {
+    if let Some(id) = last_event_id.filter(|id| !id.is_empty()) {
+        return parse_after(std::str::from_utf8(id).unwrap_or("?"), "Last-Event-ID");
     }
     query.after.as_deref().map_or(Ok(After::LastAck), |after| parse_after(after, "?after"))
 }
 
-async fn caller(request: &HttpRequest, query: &StreamQuery, keys: &Keys, relay: &Relay) -> Result<Device, Problem> {
-    if request.headers().contains_key("authorization") {
-        return by_token(keys, bearer(request)?);
+async fn caller(
+    authorization: Option<&[u8]>,
+    query: &StreamQuery,
+    keys: &Keys,
+    relay: &Relay,
+) -> Result<Device, Problem> {
+    if authorization.is_some() {
+        return by_token(keys, bearer(authorization)?);
     }
     match (&query.ticket, &query.access_token) {
         (Some(ticket), _) => tokens::redeem(ticket, relay).await,
@@ -105,19 +142,15 @@ pub(super) async fn open_stream(
     keys: Data<Keys>,
     relay: Data<Relay>,
 ) -> Result<HttpResponse, Problem> {
-    let query: StreamQuery = query(&request)?;
-    let device = caller(&request, &query, &keys, &relay).await?;
-    let stream = relay
-        .open_stream(OpenStream {
-            device: device.device(query.device.as_deref())?,
-            user: device.user,
-            after: start(&request, &query)?,
-            state: query.state,
-            until: device.until,
-            socket: connection::socket(&request),
-            closed: connection::closed(&request),
-        })
-        .await?;
+    let header = |name: &str| request.headers().get(name).map(HeaderValue::as_bytes);
+    let asked = Asked {
+        query: request.query_string(),
+        authorization: header("authorization"),
+        last_event_id: header("last-event-id"),
+        socket: connection::socket(&request),
+        closed: connection::closed(&request),
+    };
+    let stream = open(asked, &keys, &relay).await?;
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-store"))

@@ -20,6 +20,14 @@ impl Frame {
         Self { head: Bytes::new(), tail: event }
     }
 
+    /// What is left of these parts after their first `written` bytes.
+    pub(super) fn rest_of(mut head: Bytes, mut tail: Bytes, written: usize) -> Self {
+        let of_head = written.min(head.len());
+        let _ = head.split_to(of_head);
+        let _ = tail.split_to((written - of_head).min(tail.len()));
+        Self { head, tail }
+    }
+
     /// How many bytes it adds to a queue.
     pub fn len(&self) -> usize {
         self.head.len() + self.tail.len()

@@ -207,7 +207,8 @@ impl Relay {
     ) -> Result<Verdict, OfferError> {
         let expires_at = offer.expires_at;
         let result = match self.0.hub.offer(&seat.user, seat.connection, offer, Instant::now()) {
-            Ok(offered) => verdict_of(offered, patience_until, expires_at, deadline).await,
+            Ok(None) => return Ok(Verdict::Taken),
+            Ok(Some(offered)) => verdict_of(offered, patience_until, expires_at, deadline).await,
             Err(refusal) => Ok(Verdict::Refused(refusal)),
         };
         if let Ok(Verdict::Refused(refusal)) = result {

@@ -91,15 +91,20 @@ impl Stream {
     /// The next bytes of the stream; `None` when it is over.
     pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let now = Instant::now();
+        self.seat.unpark();
         if self.is_over || self.connection_is_closed(cx) {
             self.is_over = true;
             return Poll::Ready(None);
         }
-        let next = self.next_bytes(cx, now);
-        if next.is_ready() {
-            self.seat.note_write(now);
+        loop {
+            if let Poll::Ready(bytes) = self.next_bytes(cx, now) {
+                self.seat.note_write(now);
+                return Poll::Ready(Some(bytes));
+            }
+            if self.seat.park(cx) {
+                return Poll::Pending;
+            }
         }
-        next.map(Some)
     }
 
     fn connection_is_closed(&mut self, cx: &mut Context<'_>) -> bool {
@@ -118,7 +123,8 @@ impl Stream {
             if let Some(bytes) = self.next_of_page() {
                 return Poll::Ready(bytes);
             }
-            match self.seat.take(cx, now) {
+            match self.seat.take(now) {
+                Some(Taken::Rest(frame)) => return Poll::Ready(self.hand_on(frame, None)),
                 Some(Taken::OnlineOnly(frame, receipt)) => return Poll::Ready(self.hand_on(frame, Some(receipt))),
                 Some(Taken::Persisted(cursor, frame)) => {
                     if let Some(bytes) = self.live(cursor, frame) {

@@ -5,7 +5,11 @@
 #[expect(dead_code, unused_imports, reason = "chapters that use the rest follow")]
 mod harness;
 mod harness_holds;
+mod idempotency;
+mod online_only;
 mod ops;
+mod presence;
+mod stream;
 
 mod callbacks;
 mod crash;

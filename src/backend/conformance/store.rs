@@ -562,7 +562,9 @@ pub async fn no_push_is_needed_once_a_device_has_it_or_it_is_gone(store: &dyn St
 }
 
 pub async fn a_message_is_kept_for_its_storage_callback_until_the_retention(store: &dyn Store) {
-    let (stored, callbacks) = sent(store, leased(brief(&["bob", "carol"], 5))).await;
+    let names: Vec<String> = (0..1200).map(|n| format!("u{n}")).chain(["bob".to_owned()]).collect();
+    let many: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (stored, callbacks) = sent(store, leased(brief(&many, 5))).await;
     sweep_all(store, at(6)).await;
     assert_eq!(cursors(&page(store, "bob", 0, at(0)).await), Vec::<u64>::new(), "it has left the inboxes");
     let content = store.content(&callbacks[..1], at(6)).await.unwrap();

@@ -9,12 +9,37 @@ use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
 use crate::ports::{Append, Appended, BodyHash, StoreKey, Stored};
-use rusqlite::{OptionalExtension, Result, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, params};
 use uuid::Uuid;
 
 /// An inbox is trimmed at every so-manieth message, as removing many neighbours at once costs about as much as removing one. Readers
 /// hide what is beyond the bound until then.
 const TRIM_EVERY: u64 = 32;
+
+/// The statements of every message, prepared once per batch.
+pub(super) struct Inserts<'a> {
+    message: CachedStatement<'a>,
+    inbox: CachedStatement<'a>,
+    outbox: CachedStatement<'a>,
+}
+
+impl<'a> Inserts<'a> {
+    pub fn new(db: &'a Connection) -> Result<Self> {
+        Ok(Self {
+            message: db.prepare_cached(
+                "INSERT INTO message
+                 (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            )?,
+            inbox: db.prepare_cached(
+                "INSERT INTO inbox (user, cursor, message, expires_at, push_state) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?,
+            outbox: db.prepare_cached(
+                "INSERT INTO outbox (endpoint, due_at, id, message, user, cursor) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?,
+        })
+    }
+}
 
 impl Writing<'_> {
     /// See [`crate::ports::Store::append`]. The callbacks leased to the caller stand beside the answer.
@@ -47,38 +72,36 @@ impl Writing<'_> {
         Ok((Appended::New(stored, Vec::new()), Leased::new(self.leases, leased)))
     }
 
-    fn insert_message(&self, new: &Append, list: &[u8]) -> Result<i64> {
+    fn insert_message(&mut self, new: &Append, list: &[u8]) -> Result<i64> {
         let message = &new.message;
         let brief = new.expires_at < message.sent_at.plus(self.rules.retention);
         let storage = if new.storage_callback { CallbackState::Waiting } else { CallbackState::Off };
-        self.db
-            .prepare_cached(
-                "INSERT INTO message (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-            )?
-            .execute(params![
-                message.id.as_bytes(),
-                message.sent_at.as_ms(),
-                new.expires_at.as_ms(),
-                brief.then_some(new.expires_at.as_ms()),
-                state_number(storage),
-                message.from.as_str(),
-                message.group.as_ref().map(crate::domain::seat::GroupId::as_str),
-                &*message.kind,
-                push_column(&new.push),
-                list,
-                message.payload.as_bytes(),
-            ])?;
+        self.inserts.message.execute(params![
+            message.id.as_bytes(),
+            message.sent_at.as_ms(),
+            new.expires_at.as_ms(),
+            brief.then_some(new.expires_at.as_ms()),
+            state_number(storage),
+            message.from.as_str(),
+            message.group.as_ref().map(crate::domain::seat::GroupId::as_str),
+            &*message.kind,
+            push_column(&new.push),
+            list,
+            message.payload.as_bytes(),
+        ])?;
         Ok(self.db.last_insert_rowid())
     }
 
-    fn insert_inbox_rows(&self, new: &Append, seq: i64, spots: &[Spot]) -> Result<()> {
+    fn insert_inbox_rows(&mut self, new: &Append, seq: i64, spots: &[Spot]) -> Result<()> {
         let push = if new.push_due.is_empty() { CallbackState::Off } else { CallbackState::Waiting };
-        let mut insert = self.db.prepare_cached(
-            "INSERT INTO inbox (user, cursor, message, expires_at, push_state) VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?;
         for &(user, cursor) in spots {
-            insert.execute(params![user, number(cursor), seq, new.expires_at.as_ms(), state_number(push)])?;
+            self.inserts.inbox.execute(params![
+                user,
+                number(cursor),
+                seq,
+                new.expires_at.as_ms(),
+                state_number(push)
+            ])?;
             if cursor.get() > self.rules.inbox_max && cursor.get().is_multiple_of(TRIM_EVERY) {
                 self.trim(user, Cursor::new(cursor.get() - self.rules.inbox_max))?;
             }
@@ -106,25 +129,21 @@ impl Writing<'_> {
     }
 
     fn insert_callback(
-        &self,
+        &mut self,
         new: &Append,
         endpoint: Endpoint,
         due_at: Timestamp,
         recipient: Option<(&UserId, Spot)>,
     ) -> Result<Callback> {
         let id = self.callback_id(new.message.sent_at);
-        self.db
-            .prepare_cached(
-                "INSERT INTO outbox (endpoint, due_at, id, message, user, cursor) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
-                endpoint_number(endpoint),
-                due_at.as_ms(),
-                id.as_bytes(),
-                new.message.id.as_bytes(),
-                recipient.map(|(_, (user, _))| user),
-                recipient.map(|(_, (_, cursor))| number(cursor)),
-            ])?;
+        self.inserts.outbox.execute(params![
+            endpoint_number(endpoint),
+            due_at.as_ms(),
+            id.as_bytes(),
+            new.message.id.as_bytes(),
+            recipient.map(|(_, (user, _))| user),
+            recipient.map(|(_, (_, cursor))| number(cursor)),
+        ])?;
         let recipient = recipient.map(|(user, (_, cursor))| (user.clone(), cursor));
         Ok(Callback { id, endpoint, message: new.message.id, recipient, attempts: 0, due_at })
     }

@@ -33,3 +33,23 @@ impl Metrics {
         metrics
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_those_of_the_manual() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        metrics.errors.inc();
+        metrics.commit_jobs.observe(3.0);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in
+            ["store_errors_total 1", "store_commit_jobs_sum 3.0", "store_commit_seconds_count 0", "store_queue_jobs 0"]
+        {
+            assert!(text.lines().any(|found| found == line), "{line} isn't in:\n{text}");
+        }
+    }
+}

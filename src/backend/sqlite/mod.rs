@@ -46,7 +46,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use uuid::Uuid;
-use writer::{Rules, Writer, Writing};
+use writer::{Parts, Rules, Writer, Writing};
 
 /// The file in the data directory.
 const FILE: &str = "herenow.db";
@@ -91,9 +91,14 @@ impl SqliteStore {
         let queue = Queue::new(Size { rows: options.queue_jobs, bytes: options.queue_bytes }, metrics.clone());
         let readers = Readers::new(path.clone(), options.readers, metrics.clone());
         let leases = Arc::new(Leases::default());
-        let rules = Rules { retention: options.retention, inbox_max: options.inbox_max };
-        let writer =
-            Writer::open(path.clone(), rules, Arc::clone(&queue), Arc::clone(&readers), Arc::clone(&leases), metrics)?;
+        let parts = Parts {
+            rules: Rules { retention: options.retention, inbox_max: options.inbox_max },
+            queue: Arc::clone(&queue),
+            readers: Arc::clone(&readers),
+            leases: Arc::clone(&leases),
+            metrics,
+        };
+        let writer = Writer::open(path.clone(), parts)?;
         let stop = Arc::new(Stop::default());
         let store = Arc::new(Self {
             queue,
@@ -198,14 +203,14 @@ impl Store for SqliteStore {
         self.readers.read(query).await
     }
 
-    async fn settle(&self, settlements: Vec<Settlement>, now: Timestamp) -> Result<(), StoreError> {
+    async fn settle(&self, settlements: Vec<Settlement>, _now: Timestamp) -> Result<(), StoreError> {
         // Held until the rows are written, or can't be: either way the leases end, so that what wasn't settled is tried again.
         let held = Leased::new(&self.leases, settlements.iter().map(|s| s.callback.clone()).collect());
         let size = Size { rows: settlements.len() * 2, bytes: settlements.len() * 256 };
         let (reply, answer) = oneshot::channel();
         let run = move |db: &mut Writing<'_>| {
             let _held = &held;
-            settlements.iter().try_for_each(|settlement| db.settle(settlement, now))
+            settlements.iter().try_for_each(|settlement| db.settle(settlement))
         };
         self.queue.push_relief(Box::new(Task::new(run, reply)), size)?;
         answer.await.map_err(|_| queue::closed())?
@@ -232,7 +237,7 @@ impl Store for SqliteStore {
         let mut after = Some(Uuid::nil());
         while let Some(last) = after {
             let count;
-            (count, after) = self.write(Size::SMALL, move |db| db.retry_bite(endpoint, state, last, now)).await?;
+            (count, after) = self.write(Size::BITE, move |db| db.retry_bite(endpoint, state, last, now)).await?;
             total += count;
         }
         Ok(total)
@@ -243,7 +248,7 @@ impl Store for SqliteStore {
     }
 
     async fn sweep(&self, now: Timestamp) -> Result<bool, StoreError> {
-        self.write(Size::SMALL, move |db| db.sweep(now)).await
+        self.write(Size::BITE, move |db| db.sweep(now)).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

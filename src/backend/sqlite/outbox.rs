@@ -40,21 +40,21 @@ impl Writing<'_> {
     }
 
     /// See [`crate::ports::Store::settle`]. One whose row isn't there any more is passed over.
-    pub fn settle(&mut self, settlement: &Settlement, now: Timestamp) -> Result<()> {
+    pub fn settle(&mut self, settlement: &Settlement) -> Result<()> {
         let Settlement { callback, attempts, decision } = settlement;
         match decision {
-            Decision::Sent => self.finish(callback, CallbackState::Sent, *attempts, now),
-            Decision::NotNeeded => self.finish(callback, CallbackState::NotNeeded, *attempts, now),
+            Decision::Sent => self.finish(callback, CallbackState::Sent, *attempts),
+            Decision::NotNeeded => self.finish(callback, CallbackState::NotNeeded, *attempts),
             Decision::Retry(due_at, error) => self.put_off(callback, *attempts, *due_at, error),
             Decision::Dead(error) => self.bury(callback, *attempts, error),
             Decision::Release(due_at, error) => self.release(callback, *due_at, error.as_ref()),
         }
     }
 
-    fn finish(&mut self, callback: &Callback, state: CallbackState, attempts: u32, now: Timestamp) -> Result<()> {
+    fn finish(&mut self, callback: &Callback, state: CallbackState, attempts: u32) -> Result<()> {
         if self.remove(callback)? {
             self.mark(callback, state, attempts)?;
-            self.drop_if_only_kept_for_storage(callback, now)?;
+            self.drop_if_only_kept_for_storage(callback)?;
         }
         Ok(())
     }
@@ -147,11 +147,11 @@ impl Writing<'_> {
         Ok(())
     }
 
-    fn drop_if_only_kept_for_storage(&self, callback: &Callback, now: Timestamp) -> Result<()> {
+    fn drop_if_only_kept_for_storage(&self, callback: &Callback) -> Result<()> {
         if callback.endpoint == Endpoint::Storage {
             self.db
-                .prepare_cached("DELETE FROM message WHERE id = ?1 AND swept = -1 AND expires_at <= ?2")?
-                .execute(params![callback.message.as_bytes(), now.as_ms()])?;
+                .prepare_cached("DELETE FROM message WHERE id = ?1 AND kept = 1")?
+                .execute([callback.message.as_bytes()])?;
         }
         Ok(())
     }

@@ -30,6 +30,8 @@ pub(super) struct Size {
 
 impl Size {
     pub const SMALL: Self = Self { rows: 1, bytes: 64 };
+    /// Of what goes through many rows in bites.
+    pub const BITE: Self = Self { rows: 1_000, bytes: 64 };
 }
 
 /// A [`Job`] made of a function.
@@ -55,6 +57,8 @@ where
     F: FnMut(&mut Writing<'_>) -> rusqlite::Result<T> + Send,
 {
     fn run(&mut self, db: &mut Writing<'_>) -> rusqlite::Result<()> {
+        // The result of an earlier run may hold leases.
+        self.result = None;
         self.result = Some((self.run)(db)?);
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::recipients::Spot;
 use super::writer::Writing;
 use crate::domain::callback::{CallbackState, Endpoint};
 use crate::domain::time::Timestamp;
-use rusqlite::{Result, Row, params};
+use rusqlite::{Params, Result, Row, params};
 use std::collections::BTreeSet;
 
 /// Rows that a bite removes at most. Senders wait for it.
@@ -18,12 +18,21 @@ const SPARE_PAGES: i64 = 1_024;
 /// A message that has expired.
 struct Expired {
     seq: i64,
-    /// How many inbox rows earlier bites have removed; -1: all.
-    swept: i64,
+    /// Whose inbox rows are still to be removed.
     spots: Vec<Spot>,
     /// Its storage callback still needs it.
     wanted: bool,
 }
+
+impl Expired {
+    fn rows(&self) -> usize {
+        1 + self.spots.len()
+    }
+}
+
+/// How far the removal of a message with many recipients has come: its `seq`, and how many inbox rows. In memory only, as removing what is
+/// gone already does no harm, while writing it down would write the long list of recipients each time.
+pub(super) type Sweeping = Option<(i64, usize)>;
 
 impl Writing<'_> {
     /// See [`crate::ports::Store::sweep`].
@@ -32,10 +41,10 @@ impl Writing<'_> {
         let aged = now.minus(self.rules.retention);
         let mut users = BTreeSet::new();
         for message in self.expired(now, aged)? {
-            self.remove_message(&message, &mut left, &mut users)?;
             if left == 0 {
                 break;
             }
+            self.remove_message(&message, &mut left, &mut users)?;
         }
         for user in users {
             self.prune_delivery(user)?;
@@ -45,51 +54,58 @@ impl Writing<'_> {
         Ok(left == 0 || self.vacuum()?)
     }
 
-    /// Messages beyond the retention, found by their order of committing, and those that were to be kept for less.
+    /// About a bite of messages: those beyond the retention, found by their order of committing, and those that were to be kept for less.
     fn expired(&self, now: Timestamp, aged: Timestamp) -> Result<Vec<Expired>> {
-        let limit = i64::try_from(BITE_ROWS).unwrap_or(i64::MAX);
         let mut found = Vec::new();
-        let mut by_age = self.db.prepare_cached(
-            "SELECT seq, swept, recipients, storage_state, sent_at FROM message ORDER BY seq LIMIT ?1",
-        )?;
-        let mut rows = by_age.query([limit])?;
-        while let Some(row) = rows.next()?
-            && time(row, 4)? <= aged
-        {
-            found.push(Expired { wanted: false, ..expired(row)? });
-        }
-        let mut brief = self.db.prepare_cached(
-            "SELECT seq, swept, recipients, storage_state FROM message
-             WHERE brief IS NOT NULL AND brief <= ?1 AND sent_at > ?2 ORDER BY brief LIMIT ?3",
-        )?;
-        for message in brief.query_map(params![now.as_ms(), aged.as_ms(), limit], expired)? {
-            found.push(message?);
-        }
+        self.gather(&mut found, "ORDER BY seq", [], aged, aged)?;
+        self.gather(&mut found, "WHERE brief <= ?1 ORDER BY brief", [now.as_ms()], now, aged)?;
         Ok(found)
     }
 
-    fn remove_message(&self, message: &Expired, left: &mut usize, users: &mut BTreeSet<i64>) -> Result<()> {
-        let done = usize::try_from(message.swept).unwrap_or(message.spots.len());
+    /// Adds messages that `which` finds, until one was sent after `until` or they are enough for a bite.
+    fn gather(
+        &self,
+        found: &mut Vec<Expired>,
+        which: &str,
+        bounds: impl Params,
+        until: Timestamp,
+        aged: Timestamp,
+    ) -> Result<()> {
+        let sql = format!("SELECT seq, recipients, kept, storage_state, sent_at FROM message {which}");
+        let mut query = self.db.prepare_cached(&sql)?;
+        let mut rows = query.query(bounds)?;
+        let mut rows_found: usize = found.iter().map(Expired::rows).sum();
+        while rows_found < BITE_ROWS
+            && let Some(row) = rows.next()?
+            && time(row, 4)? <= until
+        {
+            let message = expired(row, aged)?;
+            rows_found += message.rows();
+            found.push(message);
+        }
+        Ok(())
+    }
+
+    fn remove_message(&mut self, message: &Expired, left: &mut usize, users: &mut BTreeSet<i64>) -> Result<()> {
+        let done = self.sweeping.take().filter(|(seq, _)| *seq == message.seq).map_or(0, |(_, done)| done);
         let bite = message.spots.iter().skip(done).take(*left);
-        let mut removed = 0;
+        let removed = bite.len();
         for spot in bite {
             self.remove_inbox_row(*spot)?;
             users.insert(spot.0);
-            removed += 1;
         }
         *left -= removed;
         if done + removed < message.spots.len() {
-            self.db
-                .prepare_cached("UPDATE message SET swept = ?2 WHERE seq = ?1")?
-                .execute(params![message.seq, done + removed])?;
-        } else if message.wanted {
-            self.db
-                .prepare_cached("UPDATE message SET swept = -1, brief = NULL WHERE seq = ?1")?
-                .execute([message.seq])?;
-        } else {
-            self.db.prepare_cached("DELETE FROM message WHERE seq = ?1")?.execute([message.seq])?;
-            *left = left.saturating_sub(1);
+            *self.sweeping = Some((message.seq, done + removed));
+            return Ok(());
         }
+        let sql = if message.wanted {
+            "UPDATE message SET kept = 1, brief = NULL WHERE seq = ?1"
+        } else {
+            "DELETE FROM message WHERE seq = ?1"
+        };
+        self.db.prepare_cached(sql)?.execute([message.seq])?;
+        *left = left.saturating_sub(1);
         Ok(())
     }
 
@@ -168,7 +184,12 @@ impl Writing<'_> {
     }
 }
 
-fn expired(row: &Row<'_>) -> Result<Expired> {
-    let wanted = matches!(state(row, 3)?, CallbackState::Waiting | CallbackState::Failing | CallbackState::Dead);
-    Ok(Expired { seq: row.get(0)?, swept: row.get(1)?, spots: spots(row, 2)?, wanted })
+fn expired(row: &Row<'_>, aged: Timestamp) -> Result<Expired> {
+    let kept: bool = row.get(2)?;
+    let pending = matches!(state(row, 3)?, CallbackState::Waiting | CallbackState::Failing | CallbackState::Dead);
+    Ok(Expired {
+        seq: row.get(0)?,
+        spots: if kept { Vec::new() } else { spots(row, 1)? },
+        wanted: pending && time(row, 4)? > aged,
+    })
 }

@@ -51,10 +51,11 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     if mode != "wal" {
         return Err(OpenError::NoWal(mode));
     }
-    // FULL: a commit has been fsynced when it returns. The bounds of the log are explained in `checkpoint`.
+    // FULL: a commit has been fsynced when it returns. The bounds of the log are explained in `checkpoint`. The cache is small, as a
+    // commit that has split pages walks all of it; the kernel's cache stands behind it.
     db.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 16000; PRAGMA journal_size_limit = 67108864;
-         PRAGMA cache_size = -32768; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY",
+         PRAGMA cache_size = -8192; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY",
     )?;
     db.set_prepared_statement_cache_capacity(64);
     migrate(&mut db, MIGRATIONS)?;

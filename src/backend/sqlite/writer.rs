@@ -4,10 +4,12 @@
 //! After a failed write the connection is given up and the database opened anew: after a failed fsync the kernel may have dropped the
 //! pages, so a repeat on the same handle could report what isn't so (CONTRACT.md 10.4). It recovers without a restart (10.8).
 
+use super::append::Inserts;
 use super::leases::Leases;
 use super::metrics::Metrics;
 use super::queue::{Batch, Job, Queue};
 use super::readers::Readers;
+use super::retention::Sweeping;
 use super::schema::{OpenError, open_writer};
 use super::users::Users;
 use crate::ports::StoreError;
@@ -23,7 +25,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What a job writes with: an open transaction and what the writer keeps in memory beside it.
 pub(super) struct Writing<'a> {
     pub db: &'a Connection,
+    pub inserts: Inserts<'a>,
     pub users: &'a mut Users,
+    pub sweeping: &'a mut Sweeping,
     pub ids: &'a ContextV7,
     pub leases: &'a Arc<Leases>,
     pub rules: Rules,
@@ -45,16 +49,22 @@ pub(super) struct Rules {
     pub inbox_max: u64,
 }
 
+/// What the thread shares with the rest of the store.
+pub(super) struct Parts {
+    pub rules: Rules,
+    pub queue: Arc<Queue>,
+    pub readers: Arc<Readers>,
+    pub leases: Arc<Leases>,
+    pub metrics: Metrics,
+}
+
 /// The state of the thread.
 pub(super) struct Writer {
     path: PathBuf,
-    rules: Rules,
-    queue: Arc<Queue>,
-    readers: Arc<Readers>,
-    leases: Arc<Leases>,
-    metrics: Metrics,
+    parts: Parts,
     ids: ContextV7,
     users: Users,
+    sweeping: Sweeping,
     /// `None` after a failure, until it is opened anew.
     db: Option<Connection>,
     failures: u32,
@@ -78,24 +88,14 @@ impl Shared {
 
 impl Writer {
     /// Opens the database, so that a start fails early.
-    pub fn open(
-        path: PathBuf,
-        rules: Rules,
-        queue: Arc<Queue>,
-        readers: Arc<Readers>,
-        leases: Arc<Leases>,
-        metrics: Metrics,
-    ) -> Result<Self, OpenError> {
+    pub fn open(path: PathBuf, parts: Parts) -> Result<Self, OpenError> {
         let db = Some(open_writer(&path)?);
         Ok(Self {
             path,
-            rules,
-            queue,
-            readers,
-            leases,
-            metrics,
+            parts,
             ids: ContextV7::new(),
             users: Users::default(),
+            sweeping: None,
             db,
             failures: 0,
             not_before: Instant::now(),
@@ -105,8 +105,8 @@ impl Writer {
     /// Writes until the queue is closed and empty.
     pub fn run(mut self) {
         // Also when a job panics: nobody may wait for a thread that is gone.
-        let _ended = AbandonOnDrop(Arc::clone(&self.queue));
-        while let Some(batch) = self.queue.take() {
+        let _ended = AbandonOnDrop(Arc::clone(&self.parts.queue));
+        while let Some(batch) = self.parts.queue.take() {
             self.serve(batch);
         }
     }
@@ -114,8 +114,8 @@ impl Writer {
     fn serve(&mut self, mut batch: Batch) {
         let started = Instant::now();
         let outcome = self.commit(&mut batch);
-        self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-        self.metrics.commit_jobs.observe(f64::from(u32::try_from(batch.jobs.len()).unwrap_or(u32::MAX)));
+        self.parts.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+        self.parts.metrics.commit_jobs.observe(f64::from(u32::try_from(batch.jobs.len()).unwrap_or(u32::MAX)));
         match outcome {
             Ok(()) => answer_all(batch.jobs, None),
             Err(OpenError::Sqlite(error)) if is_the_jobs_own(&error) => self.serve_singly(batch.jobs),
@@ -125,15 +125,15 @@ impl Writer {
 
     /// One bad job doesn't fail its neighbours. So no savepoint per job is needed where all is well.
     fn serve_singly(&mut self, jobs: Vec<Box<dyn Job>>) {
-        self.users.forget();
+        self.forget();
         let mut jobs = jobs.into_iter();
         while let Some(job) = jobs.next() {
             let mut alone = Batch::alone(job);
             match self.commit(&mut alone) {
                 Ok(()) => answer_all(alone.jobs, None),
                 Err(OpenError::Sqlite(error)) if is_the_jobs_own(&error) => {
-                    self.users.forget();
-                    self.metrics.errors.inc();
+                    self.forget();
+                    self.parts.metrics.errors.inc();
                     tracing::error!(error = %error, "a write was refused by the database");
                     answer_all(alone.jobs, Some(&Shared::new(error)));
                 }
@@ -142,24 +142,38 @@ impl Writer {
         }
     }
 
+    /// What was kept in memory beside a transaction goes with it.
+    fn forget(&mut self) {
+        self.users.forget();
+        self.sweeping = None;
+    }
+
     fn commit(&mut self, batch: &mut Batch) -> Result<(), OpenError> {
         let db = match &mut self.db {
             Some(db) => db,
             none => none.insert(reopen(&self.path, self.not_before)?),
         };
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut writing =
-            Writing { db: &tx, users: &mut self.users, ids: &self.ids, leases: &self.leases, rules: self.rules };
+        let mut writing = Writing {
+            db: &tx,
+            inserts: Inserts::new(&tx)?,
+            users: &mut self.users,
+            sweeping: &mut self.sweeping,
+            ids: &self.ids,
+            leases: &self.parts.leases,
+            rules: self.parts.rules,
+        };
         let mut done = 0;
         loop {
             for job in &mut batch.jobs[done..] {
                 job.run(&mut writing)?;
             }
             done = batch.jobs.len();
-            if !self.queue.add_to(batch) {
+            if !self.parts.queue.add_to(batch) {
                 break;
             }
         }
+        drop(writing);
         tx.commit()?;
         self.failures = 0;
         Ok(())
@@ -171,14 +185,14 @@ impl Writer {
             tracing::error!(error = %error, jobs = batch.len(), "the store can't write");
             self.give_up_connection();
         }
-        self.metrics.errors.inc();
+        self.parts.metrics.errors.inc();
         answer_all(batch, Some(&Shared::new(error)));
     }
 
     fn give_up_connection(&mut self) {
         self.db = None;
-        self.users.forget();
-        self.readers.renew();
+        self.forget();
+        self.parts.readers.renew();
         let pause = match self.failures {
             0 => Duration::ZERO,
             n => LONGEST_PAUSE.min(Duration::from_millis(10 << n.min(10))),

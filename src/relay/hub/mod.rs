@@ -98,8 +98,14 @@ impl Hub {
         self.shard(user).read().get(user).cloned().unwrap_or_default()
     }
 
-    /// Offers a frame to a seat. One that isn't here any more refuses.
-    pub fn offer(&self, user: &UserId, connection: u64, offer: Offer, now: Instant) -> Result<Offered, Refusal> {
+    /// Offers a frame to a seat. One that isn't here any more refuses; `None` means that it is taken already.
+    pub fn offer(
+        &self,
+        user: &UserId,
+        connection: u64,
+        offer: Offer,
+        now: Instant,
+    ) -> Result<Option<Offered>, Refusal> {
         self.find(user, connection).ok_or(Refusal::Closed)?.offer(offer, now)
     }
 
@@ -130,12 +136,12 @@ impl Hub {
     ///
     /// TCP_USER_TIMEOUT can't do this: Linux applies it to a living peer with a closed window too, which may stay for the stall timeout.
     pub fn watch(&self, now: Instant) {
+        // A look each half second and a whole one to act: still within `dead_peer_s` of the event that went unanswered. But never so soon
+        // that a living peer's acknowledgement, which may be delayed, would be missed.
+        let silence = self.dead_peer.saturating_sub(2 * WATCH_INTERVAL).max(self.dead_peer / 2);
         for shard in &self.shards {
             for seat in shard.read().values().flatten() {
-                // A look each half second and a whole one to act: still within `dead_peer_s` of the event that went unanswered.
-                if seat.silent_for(now) + 2 * WATCH_INTERVAL >= self.dead_peer
-                    || seat.stalled_for(now) >= self.stall_timeout
-                {
+                if seat.silent_for(now) >= silence || seat.stalled_for(now) >= self.stall_timeout {
                     seat.cut();
                 }
             }

@@ -1,5 +1,6 @@
 //! The bounded queue of one seat, and the receipts that tell what became of each frame in it.
 
+use super::socket::{Socket, Written};
 use crate::domain::message::Cursor;
 use crate::ports::{Bye, Refusal, Verdict};
 use crate::relay::frame::Frame;
@@ -66,9 +67,22 @@ impl Entry {
     }
 }
 
+/// What an offer came to.
+#[derive(Debug)]
+pub enum Offering {
+    /// The frame was written to the stream's socket then and there.
+    Written,
+    /// The kernel took a part of it; the stream, to be woken, writes the rest before anything else. It counts as taken.
+    Begun,
+    /// It waits in the queue under this number, for [`Queue::revoke`].
+    Waits(u64, oneshot::Receiver<Verdict>),
+}
+
 /// What a stream takes from its queue.
 #[derive(Debug)]
 pub enum Taken {
+    /// What is left of a frame that was begun by its sender.
+    Rest(Frame),
     /// An online-only frame; settle the receipt when it is handed on.
     OnlineOnly(Frame, Receipt),
     /// A persisted frame, subject to the sequence rule.
@@ -96,6 +110,10 @@ pub struct Queue {
     limits: QueueLimits,
     next_number: u64,
     behind: bool,
+    /// The stream's owner rests until it is woken, with nothing left to write: a sender may write to the socket itself.
+    parked: bool,
+    /// What such a sender could not write.
+    rest: Option<Frame>,
     state: State,
     waker: Option<Waker>,
 }
@@ -118,15 +136,30 @@ impl Queue {
             limits,
             next_number: 0,
             behind: false,
+            parked: false,
+            rest: None,
             state: State::Open,
             waker: None,
         }
     }
 
-    /// Puts an online-only frame in, or refuses it. Returns its number, for [`Queue::revoke`].
-    pub fn offer(&mut self, offer: Offer, now: Instant) -> Result<(u64, oneshot::Receiver<Verdict>), Refusal> {
+    /// Writes an online-only frame to `socket` if the stream is parked there, or puts it in, or refuses it.
+    pub fn offer(&mut self, offer: Offer, socket: Option<&Socket>, now: Instant) -> Result<Offering, Refusal> {
         if self.state != State::Open {
             return Err(Refusal::Closed);
+        }
+        // Parked, so nothing waits in here that would have to go first.
+        if let Some(socket) = socket.filter(|_| self.parked) {
+            match socket.write_now(offer.frame.clone()) {
+                Written::All => return Ok(Offering::Written),
+                Written::Part(rest) => {
+                    self.parked = false;
+                    self.rest = Some(rest);
+                    return Ok(Offering::Begun);
+                }
+                Written::Broken => return Err(Refusal::Closed),
+                Written::Nothing => self.parked = false,
+            }
         }
         let older = offer.collapse_key.as_ref().and_then(|key| self.position_of_key(key));
         let freed = older.map_or(0, |at| self.entries[at].frame().len());
@@ -142,7 +175,7 @@ impl Queue {
         Ok(self.put(offer))
     }
 
-    fn put(&mut self, offer: Offer) -> (u64, oneshot::Receiver<Verdict>) {
+    fn put(&mut self, offer: Offer) -> Offering {
         let (receipt, verdict) = Receipt::new();
         let number = self.next_number;
         self.next_number += 1;
@@ -156,7 +189,25 @@ impl Queue {
             }
             None => self.entries.push_back(entry),
         }
-        (number, verdict)
+        Offering::Waits(number, verdict)
+    }
+
+    /// The stream's owner is awake: from now on only it writes.
+    pub fn unpark(&mut self) {
+        self.parked = false;
+    }
+
+    /// The stream's owner goes to rest; `cx` is woken when there is something to take. False if there is already.
+    pub fn park(&mut self, cx: &Context<'_>) -> bool {
+        if self.has_waiting() {
+            return false;
+        }
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        self.parked = true;
+        true
     }
 
     /// Puts a persisted frame in. Without room it is left to be read from the store.
@@ -188,8 +239,11 @@ impl Queue {
         true
     }
 
-    /// The next thing to write, if any; else `cx` is woken when there is.
-    pub fn take(&mut self, cx: &Context<'_>, now: Instant) -> Option<Taken> {
+    /// The next thing to write, if any.
+    pub fn take(&mut self, now: Instant) -> Option<Taken> {
+        if let Some(rest) = self.rest.take() {
+            return Some(Taken::Rest(rest));
+        }
         if let State::Ending(bye) = self.state {
             self.close();
             return Some(Taken::End(bye));
@@ -209,10 +263,6 @@ impl Queue {
         }
         if std::mem::take(&mut self.behind) {
             return Some(Taken::Behind);
-        }
-        match &mut self.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
         }
         None
     }
@@ -239,10 +289,10 @@ impl Queue {
 
     /// Whether something waits for the stream to take it.
     pub fn has_waiting(&self) -> bool {
-        !self.entries.is_empty() || self.behind || matches!(self.state, State::Ending(_))
+        !self.entries.is_empty() || self.behind || self.rest.is_some() || matches!(self.state, State::Ending(_))
     }
 
-    /// Who is to be woken after a change; to be called after the lock is released.
+    /// Who is to be woken after a change; to be woken after the lock is released.
     pub fn waker(&mut self) -> Option<Waker> {
         self.waker.take()
     }

@@ -1,6 +1,6 @@
 //! One open stream on this node, as the senders see it: a queue to offer to, and a socket to watch.
 
-use super::queue::{Offer, Queue, QueueLimits, Taken};
+use super::queue::{Offer, Offering, Queue, QueueLimits, Taken};
 use super::socket::Socket;
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, UserId};
@@ -78,16 +78,22 @@ impl Seat {
         self.connection
     }
 
-    /// Puts an online-only frame into the queue, or refuses it at once.
-    pub fn offer(self: Arc<Self>, offer: Offer, now: Instant) -> Result<Offered, Refusal> {
+    /// Writes an online-only frame at once if the stream rests, puts it into the queue, or refuses it. `None`: it is taken.
+    pub fn offer(self: Arc<Self>, offer: Offer, now: Instant) -> Result<Option<Offered>, Refusal> {
         let mut queue = self.queue.lock();
-        let (number, verdict) = queue.offer(offer, now)?;
-        let waker = queue.waker();
+        let offering = queue.offer(offer, self.socket.as_deref(), now)?;
+        let waker = if matches!(offering, Offering::Written) { None } else { queue.waker() };
         drop(queue);
         if let Some(waker) = waker {
             waker.wake();
         }
-        Ok(Offered { seat: self, number, verdict })
+        match offering {
+            Offering::Written | Offering::Begun => {
+                self.note_write(now);
+                Ok(None)
+            }
+            Offering::Waits(number, verdict) => Ok(Some(Offered { seat: self, number, verdict })),
+        }
     }
 
     /// Hands a persisted frame to the stream, which heeds the sequence rule.
@@ -115,9 +121,19 @@ impl Seat {
         self.queue.lock().is_open()
     }
 
-    /// What the stream is to write next; it is woken when there is something.
-    pub fn take(&self, cx: &Context<'_>, now: Instant) -> Option<Taken> {
-        self.queue.lock().take(cx, now)
+    /// What the stream is to write next.
+    pub fn take(&self, now: Instant) -> Option<Taken> {
+        self.queue.lock().take(now)
+    }
+
+    /// The stream's owner is awake: from now on only it writes.
+    pub fn unpark(&self) {
+        self.queue.lock().unpark();
+    }
+
+    /// The stream's owner goes to rest, to be woken when there is something to take. False if there is already.
+    pub fn park(&self, cx: &Context<'_>) -> bool {
+        self.queue.lock().park(cx)
     }
 
     /// The stream is about to write.

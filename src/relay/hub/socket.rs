@@ -1,37 +1,78 @@
-//! The TCP connection below a stream, as far as the relay may touch it: to see whether the peer still acknowledges, and to cut it off.
+//! The TCP connection below a stream, as far as the relay may touch it: to see whether the peer still acknowledges, to write to it, and to
+//! cut it off.
 
+use crate::relay::frame::Frame;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::GetStruct;
 use socket2::SockRef;
+use std::io::{ErrorKind, IoSlice};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 #[derive(Clone, Copy)]
 struct TcpInfo;
 nix::getsockopt_impl!(TcpInfo, libc::IPPROTO_TCP, libc::TCP_INFO, libc::tcp_info, GetStruct<libc::tcp_info>);
 
-/// A second handle on a connection's socket. The connection is closed when its owner drops it *and* this is dropped, so it is held by
-/// what lives no longer than the stream.
+/// See the module's text. It is held by what lives no longer than the stream.
 #[derive(Debug)]
-pub struct Socket(OwnedFd);
+pub enum Socket {
+    /// The stream's own: nothing else reads or writes it.
+    Own(TcpStream),
+    /// A second handle on a connection that an HTTP server reads and writes.
+    Shared(OwnedFd),
+}
+
+/// How far a write came without waiting.
+#[derive(Debug)]
+pub enum Written {
+    /// All of it.
+    All,
+    /// This is left, and must be written before anything else.
+    Part(Frame),
+    /// Nothing: the peer must read first.
+    Nothing,
+    /// Nothing, ever: the connection is broken.
+    Broken,
+}
 
 impl Socket {
-    /// From a duplicate of the connection's descriptor.
-    pub fn new(duplicate: OwnedFd) -> Self {
-        Self(duplicate)
-    }
-
     /// For how long the peer has acknowledged nothing, if it has something to acknowledge now (tcp(7), TCP_INFO). `None` if all data is
     /// acknowledged, or if the socket can't tell.
     pub fn silence(&self) -> Option<Duration> {
-        let info = getsockopt(&self.0.as_fd(), TcpInfo).ok()?;
+        let info = getsockopt(&self.as_fd(), TcpInfo).ok()?;
         (info.tcpi_unacked > 0).then(|| Duration::from_millis(u64::from(info.tcpi_last_ack_recv)))
     }
 
     /// Ends the connection both ways, which its owner notices at once.
     pub fn cut(&self) {
         // It fails only if the connection has ended already.
-        let _ = SockRef::from(&self.0).shutdown(Shutdown::Both);
+        let _ = SockRef::from(&self.as_fd()).shutdown(Shutdown::Both);
+    }
+
+    /// Writes as much of a frame as the kernel takes now. Only to a socket of one's own.
+    pub fn write_now(&self, frame: Frame) -> Written {
+        let Self::Own(tcp) = self else { return Written::Nothing };
+        let (head, tail) = frame.into_parts();
+        let written = if head.is_empty() {
+            tcp.try_write(&tail)
+        } else {
+            tcp.try_write_vectored(&[IoSlice::new(&head), IoSlice::new(&tail)])
+        };
+        match written {
+            Ok(n) if n == head.len() + tail.len() => Written::All,
+            Ok(0) => Written::Broken,
+            Ok(n) => Written::Part(Frame::rest_of(head, tail, n)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Written::Nothing,
+            Err(_) => Written::Broken,
+        }
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(tcp) => tcp.as_fd(),
+            Self::Shared(fd) => fd.as_fd(),
+        }
     }
 }

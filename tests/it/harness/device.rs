@@ -7,7 +7,7 @@ use super::http::{Answer, Body, Request};
 use super::node::Secrets;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -112,6 +112,7 @@ impl StreamRequest {
 
     /// The same, from a node that may not be there any more: then the stream has ended, or is an answer other than 200.
     pub fn try_connect(&self) -> io::Result<Device> {
+        next_millisecond();
         let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
@@ -304,6 +305,16 @@ impl Device {
         events
     }
 
+    /// Reads on while the condition holds, keeping events for later.
+    #[track_caller]
+    pub fn read_while(&mut self, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + SOON;
+        while condition(self) {
+            assert!(Instant::now() < deadline && self.ended.is_none(), "{}/{}: {:?}", self.user, self.name, self.ended);
+            self.read_until(deadline);
+        }
+    }
+
     /// Why nothing more will come, if it is so.
     pub fn ended(&self) -> Option<&str> {
         self.ended.as_deref()
@@ -321,6 +332,20 @@ impl Device {
                 return;
             }
             assert!(Instant::now() < deadline, "{}/{}: the condition never came to hold", self.user, self.name);
+        }
+    }
+
+    /// The messages that come until one bears this text in its payload, that one excluded.
+    #[track_caller]
+    pub fn messages_before(&mut self, text: &str) -> Vec<Event> {
+        let mut messages = vec![];
+        loop {
+            let event = self.next_event();
+            assert_eq!(event.name, "message", "{event:?}");
+            if event.data.contains(text) {
+                return messages;
+            }
+            messages.push(event);
         }
     }
 
@@ -346,6 +371,12 @@ impl Device {
         if let Some(tcp) = self.tcp.take() {
             SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
         }
+    }
+
+    /// From now on all that arrives is dropped below TCP, unacknowledged, and nothing is answered, as if the network were gone.
+    pub fn vanish(&self) {
+        const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+        SockRef::from(self.tcp.as_ref().unwrap()).attach_filter(&[DROP]).unwrap();
     }
 
     /// Shuts the sending side, and could still read.
@@ -376,6 +407,12 @@ impl Device {
     }
 
     fn post(&self, path: &str, body: &Value) -> Answer {
+        next_millisecond();
         Request::post(path).bearer(&self.token).json(body.to_string()).send(self.address)
     }
+}
+
+/// Activities within one millisecond have no order; those of devices here do.
+fn next_millisecond() {
+    std::thread::sleep(Duration::from_millis(1));
 }

@@ -292,6 +292,36 @@ impl Node {
         self.stream(user, device).open()
     }
 
+    /// A device that is full to the brim and takes nothing, though its connection is well: all kernel buffers between are filled, and its
+    /// queue is empty. It must be the user's only device until then.
+    #[track_caller]
+    pub fn stuck_device(&self, user: &str, device: &str) -> Device {
+        let device = self.stream(user, device).receive_buffer(4 << 10).open();
+        self.stick(user);
+        device
+    }
+
+    /// Fills a user's only device, which doesn't read, until nothing has been taken for three times in a row.
+    #[track_caller]
+    pub fn stick(&self, user: &str) {
+        let filling = "f".repeat(30_000);
+        let mut refused = 0;
+        for _ in 0..1_000 {
+            let payload = json!({"filling": filling});
+            let message = json!({"from": "alice", "to": {"users": [user]}, "type": "fill", "payload": payload, "online_only": true, "ttl_ms": 40});
+            let answer = self.backend().send(message).expect(200).json();
+            match answer["recipients"][0]["outcome"].as_str().unwrap() {
+                "expired" => refused += 1,
+                "delivered" => refused = 0,
+                other => panic!("{other}: {answer}"),
+            }
+            if refused == 3 {
+                return;
+            }
+        }
+        panic!("{user}'s device takes whatever it is sent");
+    }
+
     pub fn metrics(&self) -> String {
         Request::get("/metrics").send(self.admin).expect(200).text()
     }
@@ -451,6 +481,14 @@ impl Backend<'_> {
     #[track_caller]
     pub fn whisper(&self, to: &str) -> Answer {
         self.send(json!({"from": "alice", "to": {"users": [to]}, "type": "typing", "online_only": true}))
+    }
+
+    /// An online-only message with these fields beside the usual ones; gives what became of it at the first recipient.
+    #[track_caller]
+    pub fn whisper_with(&self, to: &[&str], fields: &Value) -> Value {
+        let mut message = json!({"from": "alice", "to": {"users": to}, "type": "typing", "online_only": true});
+        message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        self.send(message).expect(200).json()
     }
 
     /// A persisted message to one user; gives its cursor.

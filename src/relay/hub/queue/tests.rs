@@ -10,8 +10,16 @@ fn offer(bytes: usize, key: Option<&str>, expires_at: Instant) -> Offer {
     Offer { frame: Frame::whole(Bytes::from(vec![b'x'; bytes])), expires_at, collapse_key: key.map(Into::into) }
 }
 
+/// Offers without a socket, so that it waits.
+fn put(queue: &mut Queue, offer: Offer, now: Instant) -> Result<(u64, oneshot::Receiver<Verdict>), Refusal> {
+    match queue.offer(offer, None, now)? {
+        Offering::Waits(number, verdict) => Ok((number, verdict)),
+        Offering::Written | Offering::Begun => panic!("there is no socket"),
+    }
+}
+
 fn take(queue: &mut Queue, now: Instant) -> Option<Taken> {
-    queue.take(&Context::from_waker(Waker::noop()), now)
+    queue.take(now)
 }
 
 #[test]
@@ -26,9 +34,9 @@ fn a_newer_frame_takes_the_place_of_an_older_with_its_key() {
     let now = Instant::now();
     let later = now + Duration::from_secs(1);
     let mut queue = Queue::new(LIMITS);
-    let (_, mut first) = queue.offer(offer(10, Some("k"), later), now).unwrap();
-    let (_, mut second) = queue.offer(offer(1, None, later), now).unwrap();
-    let (_, mut third) = queue.offer(offer(11, Some("k"), later), now).unwrap();
+    let (_, mut first) = put(&mut queue, offer(10, Some("k"), later), now).unwrap();
+    let (_, mut second) = put(&mut queue, offer(1, None, later), now).unwrap();
+    let (_, mut third) = put(&mut queue, offer(11, Some("k"), later), now).unwrap();
     assert_eq!(first.try_recv(), Ok(Verdict::Refused(Refusal::Superseded)));
     let Some(Taken::OnlineOnly(frame, receipt)) = take(&mut queue, now) else { panic!("the newer stands first") };
     assert_eq!(frame.len(), 11);
@@ -55,11 +63,11 @@ fn a_full_queue_leaves_persisted_messages_to_the_store() {
 fn the_first_goodbye_counts_and_refuses_what_waits() {
     let now = Instant::now();
     let mut queue = Queue::new(LIMITS);
-    let (_, mut verdict) = queue.offer(offer(1, None, now + Duration::from_secs(1)), now).unwrap();
+    let (_, mut verdict) = put(&mut queue, offer(1, None, now + Duration::from_secs(1)), now).unwrap();
     queue.end(Bye::Kicked);
     queue.end(Bye::Draining);
     assert_eq!(verdict.try_recv(), Ok(Verdict::Refused(Refusal::Closed)));
-    assert!(matches!(queue.offer(offer(1, None, now), now), Err(Refusal::Closed)));
+    assert!(matches!(put(&mut queue, offer(1, None, now), now), Err(Refusal::Closed)));
     assert!(matches!(take(&mut queue, now), Some(Taken::End(Bye::Kicked))));
     assert!(take(&mut queue, now).is_none());
 }
@@ -98,7 +106,7 @@ proptest! {
                 Step::Offer { bytes, key, ttl } => {
                     let key = key.map(|k| k.to_string());
                     let o = offer(bytes, key.as_deref(), now + Duration::from_millis(ttl));
-                    if let Ok((number, verdict)) = queue.offer(o, now) {
+                    if let Ok((number, verdict)) = put(&mut queue, o, now) {
                         verdicts.insert(number, verdict);
                     }
                 }
@@ -116,6 +124,7 @@ proptest! {
                         last_cursor = c.get();
                     }
                     Some(Taken::Behind) => last_cursor = next_cursor,
+                    Some(Taken::Rest(_)) => prop_assert!(false, "there is no socket"),
                     Some(Taken::End(_)) | None => {}
                 },
                 Step::Revoke(n) => {

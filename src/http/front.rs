@@ -1,0 +1,270 @@
+//! The first look at each connection. A plain request for a stream is answered here, and its connection becomes the stream: it needs no
+//! HTTP server's buffers any more, and senders may write to it directly. All else goes to the HTTP server, untouched.
+
+use super::answer::request_id;
+use super::auth::Keys;
+use super::parked::Parked;
+use super::problem::Problem;
+use super::routes::Doors;
+use super::stream::{self, Asked};
+use crate::relay::handle::Relay;
+use crate::relay::hub::Socket;
+use actix_service::{Service, ServiceFactory};
+use actix_web::HttpResponse;
+use actix_web::body::MessageBody;
+use bytes::Bytes;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// A head that is longer, or that doesn't come at once, is the HTTP server's affair.
+const HEAD_BYTES: usize = 8 << 10;
+const HEADERS: usize = 64;
+/// A connection that says nothing is given up after this.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+
+type Local<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// The front of the HTTP server that `http` makes.
+pub struct Front<F> {
+    http: F,
+    doors: Doors,
+}
+
+/// [`Front`] on one worker.
+pub struct FrontService<S> {
+    http: S,
+    doors: Doors,
+}
+
+impl<F> Front<F> {
+    /// In front of this HTTP server.
+    pub fn new(http: F, doors: Doors) -> Self {
+        Self { http, doors }
+    }
+}
+
+impl<F> ServiceFactory<TcpStream> for Front<F>
+where
+    F: ServiceFactory<TcpStream, Config = (), Response = ()>,
+    F::Future: 'static,
+    F::Service: 'static,
+{
+    type Response = ();
+    type Error = F::Error;
+    type Config = ();
+    type Service = FrontService<std::rc::Rc<F::Service>>;
+    type InitError = F::InitError;
+    type Future = Local<Result<Self::Service, Self::InitError>>;
+
+    fn new_service(&self, (): ()) -> Self::Future {
+        let (http, doors) = (self.http.new_service(()), self.doors.clone());
+        Box::pin(async move { Ok(FrontService { http: std::rc::Rc::new(http.await?), doors }) })
+    }
+}
+
+impl<S> Service<TcpStream> for FrontService<S>
+where
+    S: Service<TcpStream, Response = ()> + Clone + 'static,
+{
+    type Response = ();
+    type Error = S::Error;
+    type Future = Local<Result<(), S::Error>>;
+
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.http.poll_ready(cx)
+    }
+
+    fn call(&self, tcp: TcpStream) -> Self::Future {
+        let (http, doors) = (self.http.clone(), self.doors.clone());
+        // Each step has a box of its own, so that a stream, which lasts, takes no more memory than it needs.
+        Box::pin(async move {
+            match Box::pin(look(tcp, &doors)).await {
+                First::Stream(stream) => {
+                    drop((http, doors));
+                    stream.await;
+                    Ok(())
+                }
+                First::Http(tcp) => Box::pin(http.call(tcp)).await,
+                First::Done => Ok(()),
+            }
+        })
+    }
+}
+
+/// What a connection turns out to be.
+enum First {
+    Stream(Box<Parked>),
+    Http(TcpStream),
+    /// It was answered, or has ended.
+    Done,
+}
+
+async fn look(tcp: TcpStream, doors: &Doors) -> First {
+    let mut buffer = vec![0; HEAD_BYTES];
+    let Ok(Ok(n)) = timeout(FIRST_WORD, tcp.peek(&mut buffer)).await else { return First::Done };
+    let Some(head) = Head::parse(&buffer[..n], &doors.cors_origins) else { return First::Http(tcp) };
+    // It was only peeked at: now it is read.
+    match tcp.try_read(&mut vec![0; n]) {
+        Ok(read) if read == n => answer(tcp, &head, &doors.keys, &doors.relay).await,
+        Ok(_) | Err(_) => First::Done,
+    }
+}
+
+/// What is to be known of a request for a stream.
+struct Head<'a> {
+    query: &'a str,
+    authorization: Option<&'a [u8]>,
+    last_event_id: Option<&'a [u8]>,
+    request_id: Option<&'a [u8]>,
+    /// One of those that are allowed.
+    origin: Option<&'a str>,
+}
+
+impl<'a> Head<'a> {
+    /// `None` for all that is not simply `GET /v1/stream` by HTTP/1.1, complete and without a body.
+    fn parse(bytes: &'a [u8], origins: &[String]) -> Option<Self> {
+        if !bytes.starts_with(b"GET /v1/stream") {
+            return None;
+        }
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+        let mut request = httparse::Request::new(&mut headers);
+        let length = request.parse(bytes).ok().filter(httparse::Status::is_complete)?.unwrap();
+        let (path, query) = request.path.map(|path| path.split_once('?').unwrap_or((path, "")))?;
+        if length != bytes.len() || request.version != Some(1) || path != "/v1/stream" {
+            return None;
+        }
+        let mut head = Self { query, authorization: None, last_event_id: None, request_id: None, origin: None };
+        for header in request.headers.iter() {
+            let place = match header.name.to_ascii_lowercase().as_str() {
+                "authorization" => &mut head.authorization,
+                "last-event-id" => &mut head.last_event_id,
+                "x-request-id" => &mut head.request_id,
+                "origin" if !origins.is_empty() => {
+                    let origin = std::str::from_utf8(header.value).ok()?;
+                    head.origin = Some(origin).filter(|o| origins.iter().any(|allowed| allowed == o));
+                    head.origin?;
+                    continue;
+                }
+                "content-length" | "transfer-encoding" | "expect" | "upgrade" => return None,
+                _ => continue,
+            };
+            // One that comes twice could be read in two ways.
+            if place.replace(header.value).is_some() {
+                return None;
+            }
+        }
+        Some(head)
+    }
+}
+
+async fn answer(tcp: TcpStream, head: &Head<'_>, keys: &Keys, relay: &Relay) -> First {
+    let id = request_id(head.request_id);
+    let socket = Arc::new(Socket::Own(tcp));
+    let asked = Asked {
+        query: head.query,
+        authorization: head.authorization,
+        last_event_id: head.last_event_id,
+        socket: Some(socket.clone()),
+        closed: None,
+    };
+    match stream::open(asked, keys, relay).await {
+        Ok(stream) => First::Stream(Box::new(Parked::new(socket, stream, stream_head(&id, head.origin)))),
+        Err(problem) => {
+            let _ = timeout(FIRST_WORD, socket.write_all(&problem_answer(&problem, &id, head.origin))).await;
+            First::Done
+        }
+    }
+}
+
+/// Without a length and without chunks: the body ends with the connection (RFC 9112, 6.3).
+fn stream_head(id: &str, origin: Option<&str>) -> Bytes {
+    let cors = cors_headers(origin);
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-store\r\nx-accel-buffering: no\r\n\
+        x-request-id: {id}\r\n{cors}date: {date}\r\nconnection: close\r\n\r\n"
+    )
+    .into()
+}
+
+fn cors_headers(origin: Option<&str>) -> String {
+    origin.map_or_else(String::new, |origin| {
+        format!(
+            "access-control-allow-origin: {origin}\r\naccess-control-expose-headers: x-request-id, retry-after\r\nvary: Origin\r\n"
+        )
+    })
+}
+
+fn problem_answer(problem: &Problem, id: &str, origin: Option<&str>) -> Vec<u8> {
+    let answer: HttpResponse = problem.answer(id);
+    let (status, cors) = (answer.status(), cors_headers(origin));
+    let mut bytes = format!("HTTP/1.1 {status}\r\n{cors}x-request-id: {id}\r\nconnection: close\r\n").into_bytes();
+    for (name, value) in answer.headers() {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    let body = answer.into_body().try_into_bytes().unwrap_or_default();
+    bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+impl Socket {
+    /// Writes a short answer on a connection of one's own.
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let Self::Own(tcp) = self else { return Ok(()) };
+        while !bytes.is_empty() {
+            tcp.writable().await?;
+            match tcp.try_write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, origins: &[String]) -> bool {
+        Head::parse(text.as_bytes(), origins).is_some()
+    }
+
+    #[test]
+    fn only_a_plain_request_for_a_stream_is_taken() {
+        assert!(parse("GET /v1/stream?after=now HTTP/1.1\r\nhost: a\r\n\r\n", &[]));
+        for other in [
+            "GET /v1/stream HTTP/1.0\r\n\r\n",
+            "GET /v1/streams HTTP/1.1\r\n\r\n",
+            "POST /v1/stream HTTP/1.1\r\n\r\n",
+            "GET /v1/stream HTTP/1.1\r\nhost: a\r\n",
+            "GET /v1/stream HTTP/1.1\r\ncontent-length: 1\r\n\r\n",
+            "GET /v1/stream HTTP/1.1\r\nupgrade: h2c\r\n\r\n",
+            "GET /v1/stream HTTP/1.1\r\nauthorization: a\r\nauthorization: b\r\n\r\n",
+            "GET /v1/stream HTTP/1.1\r\nhost: a\r\n\r\nGET /",
+            "GET /v1/stream HTTP/1.1\r\nbad header\r\n\r\n",
+        ] {
+            assert!(!parse(other, &[]), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_origin_is_left_to_the_server() {
+        let allowed = ["https://a.example".to_owned()];
+        let from = |origin: &str| format!("GET /v1/stream HTTP/1.1\r\norigin: {origin}\r\n\r\n");
+        assert!(parse(&from("https://a.example"), &allowed));
+        assert!(!parse(&from("https://b.example"), &allowed));
+        assert!(parse(&from("https://b.example"), &[]), "without CORS no origin matters");
+    }
+}
