@@ -51,7 +51,7 @@ pub fn routes(
                 examples::routes(config);
             }
         })
-        .default_service(web::to(nothing_here))
+        .default_service(web::to(move |request: HttpRequest| nothing_here(request, doors.examples)))
         .wrap(cors)
         .wrap(from_fn(answer::finish))
 }
@@ -84,8 +84,10 @@ async fn docs() -> HttpResponse {
 }
 
 /// A path of ours with another method gets 405, anything else 404.
-async fn nothing_here(request: HttpRequest) -> Result<HttpResponse, Problem> {
-    Err(match allowed(request.path()) {
+async fn nothing_here(request: HttpRequest, examples: bool) -> Result<HttpResponse, Problem> {
+    let path = request.path();
+    let here = |_: &&str| examples || !path.starts_with("/examples/");
+    Err(match allowed(path).filter(here) {
         Some(methods) => Problem::method_not_allowed(methods),
         None => Problem::new(Code::NotFound, "nothing is served at this path"),
     })

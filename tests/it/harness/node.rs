@@ -44,6 +44,7 @@ pub struct Setup {
     self_made: bool,
     wrapper: Vec<String>,
     data_dir: Option<PathBuf>,
+    without_admin: bool,
 }
 
 impl Setup {
@@ -85,6 +86,13 @@ impl Setup {
     pub fn self_made(mut self) -> Self {
         self.self_made = true;
         self
+    }
+
+    /// The node has no metrics then, and they are not looked at.
+    #[must_use]
+    pub fn without_admin(mut self) -> Self {
+        self.without_admin = true;
+        self.set("server.admin_listen=")
     }
 
     #[track_caller]
@@ -200,7 +208,8 @@ impl Node {
         (self.address, self.admin) = eventually("the node serves", || {
             let log = self.log.text();
             let line = log[logged..].lines().find(|line| line.contains(" serving ")).ok_or_else(|| log.clone())?;
-            Ok((address_after(line, "address="), address_after(line, "admin=Some(")))
+            let admin = if self.setup.without_admin { self.admin } else { address_after(line, "admin=Some(") };
+            Ok((address_after(line, "address="), admin))
         });
         if self.setup.self_made {
             self.secrets.note(&self.api_key());
@@ -395,7 +404,7 @@ impl Node {
     fn check(&mut self) {
         if let Some(process) = &mut self.process {
             assert_eq!(process.child.try_wait().unwrap(), None, "the node ended by itself; its log:\n{}", self.tail());
-            let metrics = self.metrics();
+            let metrics = if self.setup.without_admin { String::new() } else { self.metrics() };
             assert!(!metrics.contains(&self.canary), "an online-only payload is in the metrics:\n{metrics}");
             self.check_directory();
             let status = self.stop();
