@@ -85,7 +85,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Send(args) => client::block_on(send::run(&args)),
         Command::Listen(args) => client::block_on(listen::run(args)),
         Command::Presence(args) => client::block_on(presence::run(&args)),
-        Command::Openapi => print(&crate::http::openapi_json()),
+        Command::Openapi => print(crate::http::openapi_json().trim_end()),
         Command::Config(ConfigCommand::Check(args)) => check(&args),
     }
 }

@@ -184,13 +184,13 @@ function say(where, kind, text) {
 }
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' });
-const clockWithSeconds = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' });
+const clockWithSeconds = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' });
 
 /** Newest first; what repeats is counted rather than listed. */
 const log = {
   list: byId('log'),
   last: { text: '', count: 0 },
-  add(kind, text) {
+  add(kind, text, who = '') {
     const now = clockWithSeconds.format(new Date());
     if (this.last.text === text) {
       this.last.count += 1;
@@ -199,7 +199,7 @@ const log = {
       return;
     }
     this.last = { text, count: 1 };
-    const line = element('li', '');
+    const line = element('li', who);
     line.append(element('time', '', now), mark(kind), element('span', 'text', text), element('span', 'count'));
     this.list.prepend(line);
     while (this.list.children.length > LOG_LINES) this.list.lastElementChild.remove();
@@ -238,7 +238,7 @@ const waiting = {
   label: byId('waiting'),
   show() {
     const away = people.filter((person) => person.awaited.size > 0 && person.state !== 'online');
-    this.label.textContent = away.map((person) => `${person.awaited.size} waiting for ${person.name}`).join(' · ');
+    this.label.replaceChildren(...away.flatMap(({ awaited, name }) => [`${awaited.size} waiting`, element('span', 'for', ` for ${name}`)]));
   },
 };
 
@@ -340,10 +340,10 @@ class Person {
     const words = { online: 'Online', connecting: 'Connecting…', offline: 'Offline', replaced: 'Elsewhere', kicked: 'Disconnected' };
     const presenceText = `${words[state]} · ${this.deviceName}`;
     if (presence.textContent !== presenceText) presence.textContent = presenceText;
-    const label = element('span', '', state === 'online' || state === 'connecting' ? 'Go offline' : 'Come back');
-    button.replaceChildren(label, element('span', 'unseen', `: ${this.name}`));
+    button.textContent = state === 'online' || state === 'connecting' ? 'Go offline' : 'Come back';
+    button.setAttribute('aria-label', `${button.textContent}: ${this.name}`);
     const gone = {
-      offline: `${this.name} is away. Messages wait for the way back; typing signals don’t.`,
+      offline: `${this.name} is away. Messages wait; typing signals don’t.`,
       replaced: `Another window took over ${this.name}’s ${this.deviceName}, so this one stepped aside.`,
       kicked: `The operator closed this stream.`,
     }[state];
@@ -405,7 +405,7 @@ class Person {
       unconfirmed: ['Typing signal: not known in time', `Whether ${this.name}’s typing signal arrived was not known in time.`],
     }[outcome];
     say(this.#part.receipt, outcome === 'delivered' ? 'now' : 'lost', receipt);
-    log.add(outcome === 'delivered' ? 'now' : 'lost', story);
+    log.add(outcome === 'delivered' ? 'now' : 'lost', story, this.key);
     await start;
     if (outcome === 'delivered') wire.on('now', this.key, this.other.key);
     else wire.lost('now', this.key);
@@ -457,17 +457,17 @@ class Person {
       const answer = await send(
         {
           from: this.user,
-          to: { users: [this.other.user] },
+          // To the sender too: what is on this side's screen comes from its own stream, in the order of the store, after a reload as well.
+          to: { users: [this.other.user, this.user] },
           type: 'chat',
           payload: { conversation: this.room, text, key },
-          sync_sender: true,
         },
         key,
       );
       const { cursor } = answer.recipients.find(({ user }) => user === this.other.user);
       const away = this.other.state !== 'online';
       say(this.#part.receipt, 'kept', `Message: stored for ${this.other.name}, cursor ${cursor}`);
-      log.add('kept', `${this.name}’s message is stored for ${this.other.name} as ${cursor}.${away ? ` It waits until ${this.other.name} is back.` : ''}`);
+      log.add('kept', `${this.name}’s message is stored for ${this.other.name} as ${cursor}.${away ? ` It waits until ${this.other.name} is back.` : ''}`, this.key);
       this.other.expect(key, away);
     } catch (error) {
       say(this.#part.receipt, 'failed', `Message not sent: ${error.message}`);
@@ -520,7 +520,7 @@ class Person {
     if (flight && !mine) {
       flights.delete(key);
       flight.then(() => wire.on('kept', this.other.key, this.key));
-      if (this.awaited.get(key)) log.add('kept', `${this.name}’s ${this.deviceName} got message ${cursor}, which had waited.`);
+      if (this.awaited.get(key)) log.add('kept', `${this.name}’s ${this.deviceName} got message ${cursor}, which had waited.`, this.other.key);
       this.awaited.delete(key);
     } else if (!mine && sentAt < started) {
       if (!this.#toldHistory) log.add('kept', `${this.name}’s earlier messages came from the store.`);

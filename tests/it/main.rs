@@ -22,5 +22,4 @@ mod crash;
 mod disk;
 mod invariants_durable;
 mod persisted;
-
 mod support;
