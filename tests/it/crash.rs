@@ -199,18 +199,9 @@ fn acks_and_what_devices_took_outlive_a_kill() {
     assert_eq!(status["recipients"][0]["delivered_to"], json!(["phone"]));
 }
 
-/// Counts fsyncs, and makes each take 20 ms, as on a slow disk; `None` where the tool is missing, but never in CI.
+/// Counts fsyncs, and makes each take 20 ms, as on a slow disk.
 fn traced(log: &Path) -> Option<Setup> {
-    let tool = "/usr/bin/strace";
-    if !Path::new(tool).exists() {
-        let in_ci = std::env::vars().any(|(name, _)| name == "CI");
-        assert!(!in_ci, "strace is to be installed in CI: without it nobody sees whether a 201 is durable");
-        eprintln!("not counted: there is no strace");
-        return None;
-    }
-    let (log, slow) = (log.to_str().unwrap(), "inject=fsync,fdatasync:delay_enter=20000");
-    // -D: the program is our child, and not strace's, so that signals reach it.
-    Some(Node::setup().wrapper(&[tool, "-D", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-e", slow, "-o", log]))
+    strace(&["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=20000", "-o", log.to_str()?])
 }
 
 fn fsyncs(log: &Path) -> usize {
