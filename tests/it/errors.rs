@@ -80,7 +80,7 @@ fn a_store_that_can_t_write_is_told_without_its_words_and_online_only_goes_on() 
     node.backend().store("bob", &json!(1));
     bob.next_message();
     let database = std::fs::read_dir(node.data_dir()).unwrap().map(|entry| entry.unwrap().path());
-    let database = database.filter(|path| path.extension().is_some_and(|e| e == "db")).next().unwrap();
+    let database = database.into_iter().find(|path| path.extension().is_some_and(|e| e == "db")).unwrap();
     let other = rusqlite::Connection::open(&database).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let message = json!({"from": "alice", "to": {"users": ["bob"]}, "type": "t", "payload": {"secret": 1}});

@@ -47,11 +47,7 @@ fn what_is_in_flight_is_answered_before_the_end() {
         };
         // Once the one has taken the other's place, the one is in the queue.
         let sends = [send("1"), send("2")];
-        eventually_is(
-            "one waits",
-            || node.metric("herenow_queue_refusals_total{reason=\"superseded\"}"),
-            |n| *n == 1.0,
-        );
+        eventually_is("one waits", || node.count("herenow_queue_refusals_total{reason=\"superseded\"}"), |n| *n == 1);
         node.signal("TERM");
         sends.map(|send| send.join().unwrap().expect(200).json()["recipients"][0]["outcome"].clone())
     });
@@ -125,9 +121,9 @@ fn metrics_keep_prometheus_conventions_and_name_no_user() {
             }
         }
     }
-    assert_eq!(node.metric("herenow_streams"), 1.0);
-    assert_eq!(node.metric("herenow_outcomes_total{outcome=\"delivered\"}"), 1.0);
-    assert_eq!(node.metric("herenow_sends_total{kind=\"persisted\"}"), 1.0);
+    assert_eq!(node.count("herenow_streams"), 1);
+    assert_eq!(node.count("herenow_outcomes_total{outcome=\"delivered\"}"), 1);
+    assert_eq!(node.count("herenow_sends_total{kind=\"persisted\"}"), 1);
     Request::get("/metrics").send(node.address()).problem(404, "not_found");
 }
 
