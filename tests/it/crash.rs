@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
@@ -339,4 +339,25 @@ fn a_drain_gives_back_what_it_has_not_begun() {
     let told: Vec<String> = storage.accepted().iter().map(Call::message_id).collect();
     assert_eq!(told.len(), 200, "none twice");
     assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), ids);
+}
+
+#[test]
+fn a_kill_in_the_middle_of_a_first_start_spoils_nothing() {
+    let (seed, mut random) = seeded();
+    eprintln!("to repeat this: HERENOW_TEST_SEED={seed}");
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..5 {
+        let data = dir.path().join(format!("data{round}"));
+        for _ in 0..4 {
+            let mut command = Command::new(PROGRAM);
+            command.current_dir(&dir).env_clear().args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", ""]);
+            command.arg("--data-dir").arg(&data).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = command.spawn().unwrap();
+            sleep(Duration::from_millis(random.random_range(0..40)));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let node = Node::setup().self_made().data_dir(&data).start();
+        assert_eq!(accepted(&node, &chat(&["bob"], &json!(1)))["recipients"][0]["cursor"], "1");
+    }
 }
