@@ -4,7 +4,7 @@ use super::problem::{Code, Problem};
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::http::header::{HeaderName, HeaderValue, VARY};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse};
 use percent_encoding::percent_decode_str;
@@ -63,8 +63,7 @@ pub(super) fn request_id(given: Option<&[u8]>) -> String {
     }
 }
 
-/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body. Ours speak JSON: a problem, or
-/// what `/readyz` says while it is not ready.
+/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body. `/readyz` says no in plain JSON.
 fn is_bare_error<B>(response: &ServiceResponse<B>) -> bool {
     let status = response.status();
     let content_type = response.headers().get("content-type");
@@ -74,10 +73,15 @@ fn is_bare_error<B>(response: &ServiceResponse<B>) -> bool {
 
 fn as_problem<B>(response: ServiceResponse<B>, id: &str) -> ServiceResponse {
     let (request, response) = response.into_parts();
-    let answer = match response.error().and_then(|error| error.as_error::<Problem>()) {
+    let mut answer = match response.error().and_then(|error| error.as_error::<Problem>()) {
         Some(problem) => problem.answer(id),
         None => of_framework(&response, id),
     };
+    // Without these a browser would not show a page why it was refused.
+    let cors = |name: &HeaderName| *name == VARY || name.as_str().starts_with("access-control-");
+    for (name, value) in response.headers().iter().filter(|(name, _)| cors(name)) {
+        answer.headers_mut().append(name.clone(), value.clone());
+    }
     request.extensions_mut().clear();
     ServiceResponse::new(request, answer)
 }

@@ -62,6 +62,9 @@ pub(super) async fn openapi() -> HttpResponse {
     HttpResponse::Ok().content_type("application/json").body(openapi_json())
 }
 
+/// What the library writes. As the older text format, counters would have no type.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 /// What the admin listener shows.
 #[derive(Clone)]
 pub struct Admin {
@@ -74,7 +77,7 @@ pub struct Admin {
 pub(super) async fn metrics(admin: Data<Admin>) -> HttpResponse {
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &admin.registry.lock()) {
-        Ok(()) => HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text),
+        Ok(()) => HttpResponse::Ok().content_type(OPENMETRICS).body(text),
         Err(error) => {
             tracing::error!(%error, "the metrics could not be written");
             HttpResponse::InternalServerError().finish()

@@ -104,7 +104,7 @@ impl Problem {
     /// The request has these flaws.
     pub(crate) fn invalid(flaws: Vec<Flaw>) -> Self {
         let detail = match &flaws[..] {
-            [one] => Cow::Owned(format!("{} {}", one.pointer, one.detail)),
+            [one] => Cow::Owned(format!("{} {}", one.pointer, one.detail).trim_start().to_owned()),
             many => Cow::Owned(format!("{} things are wrong: see `errors`", many.len())),
         };
         Self { flaws, ..Self::new(Code::InvalidRequest, detail) }

@@ -11,6 +11,7 @@ use actix_web::http::header;
 use actix_web::middleware::{Condition, from_fn};
 use actix_web::web::{Data, PathConfig, ServiceConfig};
 use actix_web::{App, Error, HttpRequest, HttpResponse, web};
+use std::future::ready;
 use utoipa_swagger_ui::SwaggerUi;
 
 /// What the doors lead to.
@@ -51,7 +52,9 @@ pub fn routes(
                 examples::routes(config);
             }
         })
-        .default_service(web::to(nothing_here))
+        .default_service(web::to(move |request: HttpRequest| {
+            ready(Err::<HttpResponse, _>(nothing_here(&request, doors.examples)))
+        }))
         .wrap(cors)
         .wrap(from_fn(answer::finish))
 }
@@ -84,11 +87,13 @@ async fn docs() -> HttpResponse {
 }
 
 /// A path of ours with another method gets 405, anything else 404.
-async fn nothing_here(request: HttpRequest) -> Result<HttpResponse, Problem> {
-    Err(match allowed(request.path()) {
+fn nothing_here(request: &HttpRequest, examples: bool) -> Problem {
+    let path = request.path();
+    let here = |_: &&str| examples || !path.starts_with("/examples/");
+    match allowed(path).filter(here) {
         Some(methods) => Problem::method_not_allowed(methods),
         None => Problem::new(Code::NotFound, "nothing is served at this path"),
-    })
+    }
 }
 
 /// The methods of each path.

@@ -40,7 +40,7 @@ pub struct Metrics {
     pub streams_opened: Counter,
     /// Pages of the store that streams read to catch up.
     pub catch_up_pages: Counter,
-    seconds_to_outcome: Histogram,
+    outcome_seconds: Histogram,
 }
 
 impl Metrics {
@@ -54,8 +54,8 @@ impl Metrics {
         registry.register("queue_refusals", "Offers that a seat on this node refused, by reason", refusals.clone());
         let seconds = Histogram::new(exponential_buckets(0.000_05, 2.0, 16));
         registry.register(
-            "seconds_to_outcome",
-            "Seconds from accepting an online-only message until all outcomes were known or given up",
+            "outcome_seconds",
+            "Time from accepting an online-only message until all outcomes were known or given up",
             seconds.clone(),
         );
         let (streams, opened, pages) = (Gauge::default(), Counter::default(), Counter::default());
@@ -70,7 +70,7 @@ impl Metrics {
             streams,
             streams_opened: opened,
             catch_up_pages: pages,
-            seconds_to_outcome: seconds,
+            outcome_seconds: seconds,
         }
     }
 
@@ -87,7 +87,7 @@ impl Metrics {
     /// One online-only send was answered.
     pub fn answered(&self, after: Duration) {
         self.online_only_sends.inc();
-        self.seconds_to_outcome.observe(after.as_secs_f64());
+        self.outcome_seconds.observe(after.as_secs_f64());
     }
 }
 

@@ -46,16 +46,22 @@ impl Disk for Limited {
 /// A file system of its own, which a mount needs privilege for.
 struct Small {
     dir: TempDir,
+    /// The beginning of a command with privilege.
+    by: &'static [&'static str],
 }
 
 impl Small {
+    /// `None` where it can't be mounted, but never in CI.
     fn mount() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(dir.path());
-        if mount.output().is_ok_and(|output| output.status.success()) {
-            return Some(Self { dir });
+        for by in [&["env"][..], &["sudo", "-n"]] {
+            let mut mount = privileged(by, &["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs"], dir.path());
+            if mount.output().is_ok_and(|output| output.status.success()) {
+                return Some(Self { dir, by });
+            }
         }
+        let in_ci = std::env::vars().any(|(name, _)| name == "CI");
+        assert!(!in_ci, "a file system can't be mounted, by sudo neither");
         eprintln!("not tested: no file system can be mounted here");
         None
     }
@@ -65,14 +71,20 @@ impl Small {
     }
 }
 
+fn privileged(by: &[&str], words: &[&str], path: &Path) -> Command {
+    let mut command = Command::new(by[0]);
+    command.args(&by[1..]).args(words).arg(path);
+    command
+}
+
 impl Disk for Small {
     fn setup(&self, setup: Setup) -> Setup {
         setup.data_dir(&self.path().join("data"))
     }
 
     fn make_room(&self, _: &Node) {
-        let mut mount = Command::new("mount");
-        assert!(mount.args(["-o", "remount,size=64m"]).arg(self.path()).status().unwrap().success());
+        let mut mount = privileged(self.by, &["mount", "-o", "remount,size=64m"], self.path());
+        assert!(mount.status().unwrap().success());
     }
 
     fn roomy(&self, setup: Setup) -> Setup {
@@ -82,7 +94,7 @@ impl Disk for Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.path()).status();
+        let _ = privileged(self.by, &["umount"], self.path()).status();
     }
 }
 

@@ -1,6 +1,7 @@
 //! `Idempotency-Key`: the same key and body are sent once (CONTRACT.md 3).
 
 use crate::harness::*;
+use std::thread::ScopedJoinHandle;
 
 fn body(node: &Node, fields: &Value) -> String {
     let mut message =
@@ -94,17 +95,19 @@ fn one_that_is_still_running_is_a_conflict() {
     let node = Node::with(&["limits.answer_wait_ms=20000"]);
     let mut bob = node.stuck_device("bob", "phone");
     let body = body(&node, &json!({"online_only": true, "ttl_ms": 60_000}));
-    let (first, again) = std::thread::scope(|scope| {
-        // Whichever of the two comes first waits for the stuck device; the other is told so at once.
-        let mut sends = vec![scope.spawn(|| send(&node, "k", &body)), scope.spawn(|| send(&node, "k", &body))];
-        eventually_is("one is answered", || sends.iter().any(|s| s.is_finished()), |any| *any);
-        let answered = sends.iter().position(|s| s.is_finished()).unwrap();
-        sends.remove(answered).join().unwrap().problem(409, "idempotency_in_progress");
+    let first = std::thread::scope(|scope| {
+        // Whichever comes first is held by the device, and the other is refused meanwhile.
+        let mut racers: Vec<_> = (0..2).map(|_| scope.spawn(|| send(&node, "k", &body))).collect();
+        let refused = eventually("one is refused", || {
+            racers.iter().position(ScopedJoinHandle::is_finished).ok_or_else(|| "both wait".into())
+        });
+        racers.remove(refused).join().unwrap().problem(409, "idempotency_in_progress");
+        send(&node, "k", &body).problem(409, "idempotency_in_progress");
         send(&node, "k", &body.replace("alice", "mallory")).problem(422, "idempotency_key_reused");
-        while bob.event_within(std::time::Duration::from_millis(300)).is_some() {}
-        let first = sends.remove(0).join().unwrap();
-        (first, send(&node, "k", &body))
+        bob.messages_before("\"t\"");
+        racers.remove(0).join().unwrap()
     });
+    let again = send(&node, "k", &body);
     assert_eq!(first.json()["recipients"][0]["outcome"], "delivered");
     assert_replayed(&first, &again);
 }

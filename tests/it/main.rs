@@ -2,18 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-#[expect(dead_code, unused_imports, reason = "chapters that use the rest follow")]
+mod bad_input;
+mod callbacks;
+mod cli_live;
+mod cors;
+mod crash;
+mod credentials;
+mod disk;
+mod errors;
 mod harness;
 mod harness_holds;
 mod idempotency;
+mod invariants;
+mod invariants_durable;
 mod online_only;
 mod ops;
-mod presence;
-mod stream;
-
-mod callbacks;
-mod crash;
-mod disk;
-mod invariants_durable;
 mod persisted;
+mod presence;
+mod roundabout;
+mod stream;
 mod support;
+mod typing;

@@ -170,14 +170,14 @@ fn a_newer_one_with_the_same_key_takes_the_place_of_one_that_waits() {
 fn of_several_with_the_same_key_all_but_the_last_are_superseded() {
     let node = Node::with(&["limits.answer_wait_ms=20000"]);
     let mut bob = node.stuck_device("bob", "phone");
-    let superseded = || node.metric("herenow_queue_refusals_total{reason=\"superseded\"}");
+    let superseded = || node.count("herenow_queue_refusals_total{reason=\"superseded\"}");
     let answers = std::thread::scope(|scope| {
         let send = || {
             node.backend()
                 .whisper_with(&["bob"], &json!({"ttl_ms": 30_000, "collapse_key": "k", "payload": {"key": "k"}}))
         };
         let sends: Vec<_> = (0..5).map(|_| scope.spawn(send)).collect();
-        eventually_is("four are superseded", superseded, |n| *n >= 4.0);
+        eventually_is("four are superseded", superseded, |n| *n >= 4);
         let shown = bob.messages_before("\"key\"");
         assert!(shown.iter().all(|event| event.json()["type"] == "fill"));
         sends.into_iter().map(|send| send.join().unwrap()).collect::<Vec<_>>()

@@ -62,6 +62,13 @@ impl StreamRequest {
         self.header("Last-Event-ID", cursor)
     }
 
+    /// In place of the one that was said before.
+    #[must_use]
+    pub fn last_event_id_instead(mut self, cursor: &str) -> Self {
+        self.headers.retain(|(name, _)| name != "Last-Event-ID");
+        self.last_event_id(cursor)
+    }
+
     /// Another token than the one of this user and device.
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
@@ -81,6 +88,12 @@ impl StreamRequest {
     pub fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = Some(bytes);
         self
+    }
+
+    /// In words that are not those of a plain request for a stream, so that the HTTP server has to answer it.
+    #[must_use]
+    pub fn by_the_server(self) -> Self {
+        self.header("Content-Length", "0")
     }
 
     fn request(&self) -> Request {
@@ -138,6 +151,14 @@ impl StreamRequest {
         let deadline = Instant::now() + SOON;
         while device.body.head().is_none() && device.read_until(deadline) {}
         Ok(device)
+    }
+
+    /// Opens the stream and takes its `ready`, unless the connection ends before.
+    pub fn try_open(&self) -> Option<Device> {
+        let mut device = self.try_connect().ok()?;
+        let ready = device.event_within(SOON)?;
+        assert_eq!(ready.name, "ready", "{ready:?}");
+        Some(device)
     }
 
     /// Opens the stream and takes its `ready`.
@@ -207,6 +228,8 @@ impl Device {
         match tcp.read(&mut chunk) {
             Ok(0) => self.ended = Some("FIN".into()),
             Ok(n) => self.take_in(&chunk[..n]),
+            // As after a pause of the whole machine.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return false,
             Err(error) => self.ended = Some(error.to_string()),
         }

@@ -91,6 +91,21 @@ pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
     read_answer(&mut tcp, Instant::now() + PATIENCE).and_then(|answer| answer.map_or_else(|| Err(gone(written)), Ok))
 }
 
+/// Sends bytes on a new connection and reads as far as the head of an answer; gives its status.
+#[track_caller]
+pub fn head_of(address: SocketAddr, request: &[u8]) -> u16 {
+    let mut tcp = TcpStream::connect(address).unwrap();
+    tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+    tcp.write_all(request).unwrap();
+    let (mut body, mut chunk) = (Body::default(), [0; 4 << 10]);
+    while body.head().is_none() {
+        let n = tcp.read(&mut chunk).unwrap();
+        assert_ne!(n, 0, "the connection ended before a head");
+        body.push(&chunk[..n]);
+    }
+    body.head().unwrap().0
+}
+
 fn gone(written: io::Result<()>) -> io::Error {
     written.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
@@ -108,6 +123,8 @@ pub fn read_answer(tcp: &mut TcpStream, deadline: Instant) -> io::Result<Option<
         match tcp.read(&mut chunk) {
             Ok(0) => return Ok(body.answer(true)),
             Ok(n) => body.push(&chunk[..n]),
+            // As after a pause of the whole machine.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(body.answer(true)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
             Err(error) => return Err(error),

@@ -7,7 +7,7 @@ pub mod receiver;
 
 pub use device::{Device, Event, StreamRequest};
 pub use http::{Answer, Request};
-pub use node::{Backend, Node, Setup};
+pub use node::{Node, Setup};
 pub use receiver::Receiver;
 pub use serde_json::{Value, json};
 

@@ -42,6 +42,7 @@ pub struct Setup {
     set: Vec<String>,
     env: Vec<(String, String)>,
     self_made: bool,
+    without_admin: bool,
     wrapper: Vec<String>,
     data_dir: Option<PathBuf>,
 }
@@ -85,6 +86,13 @@ impl Setup {
     pub fn self_made(mut self) -> Self {
         self.self_made = true;
         self
+    }
+
+    /// The node has no metrics then, and they are not looked at.
+    #[must_use]
+    pub fn without_admin(mut self) -> Self {
+        self.without_admin = true;
+        self.set("server.admin_listen=")
     }
 
     #[track_caller]
@@ -199,8 +207,9 @@ impl Node {
         self.process = Some(Process { child, gatherers: vec![out, err] });
         (self.address, self.admin) = eventually("the node serves", || {
             let log = self.log.text();
-            let line = log[logged..].lines().find(|line| line.contains(" serving ")).ok_or_else(|| log.clone())?;
-            Ok((address_after(line, "address="), address_after(line, "admin=Some(")))
+            let line = log[logged..].lines().find(|line| line.contains("serving")).ok_or_else(|| log.clone())?;
+            let admin = if self.setup.without_admin { self.admin } else { address_after(line, "admin") };
+            Ok((address_after(line, "address"), admin))
         });
         if self.setup.self_made {
             self.secrets.note(&self.api_key());
@@ -334,11 +343,24 @@ impl Node {
         value.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
     }
 
+    /// The value of a counter, or of a gauge of things.
+    #[track_caller]
+    pub fn count(&self, name: &str) -> u64 {
+        let metrics = self.metrics();
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
+    }
+
     /// `kill -9`
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("the node runs");
         process.child.kill().unwrap();
         process.wait_until_gathered();
+    }
+
+    /// After a signal that can't be heeded.
+    pub fn was_killed(&mut self) {
+        self.process = None;
     }
 
     /// SIGTERM, and the end.
@@ -395,7 +417,7 @@ impl Node {
     fn check(&mut self) {
         if let Some(process) = &mut self.process {
             assert_eq!(process.child.try_wait().unwrap(), None, "the node ended by itself; its log:\n{}", self.tail());
-            let metrics = self.metrics();
+            let metrics = if self.setup.without_admin { String::new() } else { self.metrics() };
             assert!(!metrics.contains(&self.canary), "an online-only payload is in the metrics:\n{metrics}");
             self.check_directory();
             let status = self.stop();
@@ -526,9 +548,11 @@ impl Backend<'_> {
     }
 }
 
-fn address_after(line: &str, before: &str) -> SocketAddr {
-    let rest = line.split_once(before).unwrap_or_else(|| panic!("no {before} in {line}")).1;
-    rest.split([' ', ')']).next().unwrap().parse().unwrap()
+/// From a line of the log, be it text or JSON.
+fn address_after(line: &str, name: &str) -> SocketAddr {
+    let rest = line.split_once(name).unwrap_or_else(|| panic!("no {name} in {line}")).1;
+    let rest = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+    rest.split([' ', ')', '"']).next().unwrap().parse().unwrap()
 }
 
 fn files(directory: &Path) -> Vec<PathBuf> {

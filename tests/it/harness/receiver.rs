@@ -255,12 +255,6 @@ impl Receiver {
         self.shared.given.load(Ordering::Relaxed)
     }
 
-    /// Forgets what came, once it is checked.
-    pub fn forget(&self) {
-        let requests = std::mem::take(&mut *self.shared.calls.lock());
-        check(&requests);
-    }
-
     /// Waits until so many requests came, and returns all.
     #[track_caller]
     pub fn expect_callbacks(&self, n: usize) -> Vec<Call> {
