@@ -491,6 +491,7 @@ class Person {
     again.type = 'button';
     again.addEventListener('click', () => {
       again.remove();
+      say(this.#part.receipt, 'none', 'Trying again…');
       this.#enqueue(key, text);
     });
     line.append(again);
