@@ -286,6 +286,42 @@ fn told(calls: &[Call]) -> Vec<Value> {
 }
 
 #[test]
+fn a_batch_of_large_messages_has_a_bounded_body() {
+    let storage = Receiver::start();
+    let set = ["callbacks.storage.batch_max=500", "callbacks.storage.concurrency=1"];
+    let node = node_of(&[("storage", &storage)], &set);
+    storage.answer_once([Reply::Delay(SECOND / 2)]);
+    let long = "x".repeat(60_000);
+    let ids: Vec<String> = (0..60).map(|n| stored(&node, &chat(&["bob"], &json!([n, long])))).collect();
+    let entries = eventually_is("all are told of", || told(&storage.accepted()).len(), |told| *told >= 60);
+    assert_eq!(entries, 60);
+    let mut told: Vec<String> = told(&storage.accepted()).iter().map(|entry| text(&entry["message"]["id"])).collect();
+    told.sort();
+    assert_eq!(told, ids);
+    let largest = storage.calls().iter().map(|call| call.body.len()).max().unwrap();
+    assert!((500_000..1_200_000).contains(&largest), "{largest}");
+}
+
+#[test]
+fn a_message_to_a_thousand_is_pushed_to_each_of_those_who_are_away_once() {
+    let push = Receiver::start();
+    let node = node_of(&[("push", &push)], &[NO_GRACE_NEEDED]);
+    let _online = node.device("user7", "phone");
+    let users: Vec<String> = (0..1_000).map(|n| format!("user{n}")).collect();
+    let names: Vec<&str> = users.iter().map(String::as_str).collect();
+    // More than a dispatcher holds in memory.
+    for n in 0..3 {
+        stored(&node, &chat(&names, &json!(n)));
+    }
+    let calls = eventually_is("all are pushed", || push.count(), |n| *n >= 3 * 999);
+    assert_eq!(calls, 3 * 999);
+    let pushed: BTreeSet<(String, String)> =
+        push.calls().iter().map(|call| (call.message_id(), text(&call.data()["recipient"]))).collect();
+    assert_eq!(pushed.len(), 3 * 999);
+    assert!(!pushed.iter().any(|(_, user)| user == "user7"));
+}
+
+#[test]
 fn one_poisonous_message_does_not_drag_down_its_batch() {
     let storage = Receiver::start();
     let set = ["callbacks.storage.batch_max=20", "callbacks.storage.concurrency=1"];

@@ -225,3 +225,56 @@ fn a_node_that_starts_on_a_full_disk_says_so() {
     let said = refused_start(&[format!("data_dir={}", disk.path().join("data").display())]);
     assert!(said.contains("data") && !said.contains("panicked"), "{said}");
 }
+
+/// What a disk that fails now and then may do: refuse, but neither lose, repeat nor disorder.
+fn fails_now_and_then(fault: &str) {
+    let (traced, injected) = (format!("trace={}", fault.split(':').next().unwrap()), format!("inject={fault}"));
+    let Some(setup) = strace(&["-e", &traced, "-e", &injected, "-o", "/dev/null"]) else { return };
+    let storage = Receiver::start();
+    let mut node = setup.set_all(&storage.settings("storage")).start();
+    let mut phone = node.device("bob", "phone");
+    let send = |caller: usize| {
+        let mut refused = 0;
+        let mut ids = vec![];
+        for n in 0..50 {
+            let (message, key) = (chat(&["bob"], &json!([caller, n])), format!("{caller}-{n}"));
+            ids.push(eventually("it is accepted", || match send_with_key(&node, &message, &key) {
+                answer if answer.status == 201 => Ok(text(&answer.json()["id"])),
+                answer => {
+                    answer.problem(503, "store_unavailable");
+                    refused += 1;
+                    Err(answer.to_string())
+                }
+            }));
+        }
+        (ids, refused)
+    };
+    let send = &send;
+    let parts: Vec<(Vec<String>, u32)> = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..4).map(|caller| scope.spawn(move || send(caller))).collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    });
+    let refused: u32 = parts.iter().map(|(_, refused)| refused).sum();
+    assert!(refused > 3, "the fault was hardly felt: {refused}");
+    let ids: BTreeSet<String> = parts.into_iter().flat_map(|(ids, _)| ids).collect();
+    let seen = messages(&mut phone, 200);
+    assert_eq!(each(&seen, "/cursor"), (1..=200).map(|n| n.to_string()).collect::<Vec<_>>());
+    node.kill();
+    node.restart_with(setup_of(&[("storage", &storage)], &[]));
+    let inbox = whole_inbox(&node, "bob");
+    assert_eq!(each(&inbox, "/id"), each(&seen, "/id"), "what was shown is what is kept");
+    assert_eq!(inbox.iter().map(|message| text(&message["id"])).collect::<BTreeSet<_>>(), ids);
+    let told = || storage.accepted().iter().map(Call::message_id).collect::<BTreeSet<_>>();
+    eventually_is("all are told of", &told, |told| *told == ids);
+    expect_listed(&node, "", 0);
+}
+
+#[test]
+fn fsyncs_that_fail_now_and_then_cost_refusals_alone() {
+    fails_now_and_then("fsync,fdatasync:error=EIO:when=20+9");
+}
+
+#[test]
+fn writes_that_fail_now_and_then_cost_refusals_alone() {
+    fails_now_and_then("pwrite64:error=EIO:when=60+41");
+}
