@@ -55,7 +55,13 @@ struct AdminDoor {
 
 /// Serves until a signal ends the process. On the first start the credentials are shown once.
 pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
-    let app = App::build(&config, &Schedule::default()).await?;
+    let built = App::build(&config, &Schedule::default()).await;
+    let app = match built {
+        Err(error) if first_start => {
+            return Err(error.context(format!("the first start made credentials in {}", config.data_dir.display())));
+        }
+        built => built?,
+    };
     welcome::print(&config, app.address, first_start);
     let (stop, halt) = (CancellationToken::new(), app.tasks.halt.clone());
     tokio::select! {
