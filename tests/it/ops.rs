@@ -57,6 +57,26 @@ fn what_is_in_flight_is_answered_before_the_end() {
 }
 
 #[test]
+fn a_node_that_was_paused_goes_on() {
+    let node = Node::with(&["stream.heartbeat_s=1", "stream.dead_peer_s=1", "stream.stall_timeout_s=1"]);
+    let mut bob = node.device("bob", "phone");
+    node.signal("STOP");
+    std::thread::scope(|scope| {
+        let sends: Vec<_> = (0..3).map(|_| scope.spawn(|| node.backend().whisper("bob").expect(200).json())).collect();
+        // Longer than any peer may be silent or take nothing: but it was the node that did not look.
+        std::thread::sleep(Duration::from_millis(2_500));
+        node.signal("CONT");
+        for send in sends {
+            assert_eq!(send.join().unwrap()["recipients"][0]["outcome"], "delivered");
+        }
+    });
+    for _ in 0..3 {
+        bob.next_message();
+    }
+    assert!(node.backend().is_online("bob"));
+}
+
+#[test]
 fn nobody_can_hold_up_the_end() {
     let mut node = Node::with(&["server.drain_s=1"]);
     let _stuck = node.stuck_device("bob", "phone");
