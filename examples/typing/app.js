@@ -470,9 +470,18 @@ class Person {
       log.add('kept', `${this.name}’s message is stored for ${this.other.name} as ${cursor}.${away ? ` It waits until ${this.other.name} is back.` : ''}`, this.key);
       this.other.expect(key, away);
     } catch (error) {
-      say(this.#part.receipt, 'failed', `Message not sent: ${error.message}`);
-      this.#offerRetry(key, text);
+      if (this.#shown.has(key)) {
+        this.#sayStoredUnanswered();
+      } else {
+        say(this.#part.receipt, 'failed', `Message not sent: ${error.message}`);
+        this.#offerRetry(key, text);
+      }
     }
+  }
+
+  /** The answer was lost, but the stream brought the message itself. */
+  #sayStoredUnanswered() {
+    say(this.#part.receipt, 'kept', `Message: stored for ${this.other.name}; only the answer was lost`);
   }
 
   #offerRetry(key, text) {
@@ -482,6 +491,7 @@ class Person {
     again.type = 'button';
     again.addEventListener('click', () => {
       again.remove();
+      say(this.#part.receipt, 'none', 'Trying again…');
       this.#enqueue(key, text);
     });
     line.append(again);
@@ -510,6 +520,7 @@ class Person {
     // The order is the stream's: what was only written so far stays below what is stored.
     this.#unsent.get(key)?.remove();
     this.#unsent.delete(key);
+    if (mine && this.#part.receipt.dataset.kind === 'failed') this.#sayStoredUnanswered();
     const line = this.#line(String(payload?.text ?? ''), new Date(sentAt), mine);
     line.dataset.id = id;
     this.#part.messages.insertBefore(line, this.#unsent.values().next().value ?? null);

@@ -63,8 +63,7 @@ pub(super) fn request_id(given: Option<&[u8]>) -> String {
     }
 }
 
-/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body. Ours speak JSON: a problem, or
-/// what `/readyz` says while it is not ready.
+/// An error status that no handler of ours gave: from the framework, with a text or nothing in its body. `/readyz` says no in plain JSON.
 fn is_bare_error<B>(response: &ServiceResponse<B>) -> bool {
     let status = response.status();
     let content_type = response.headers().get("content-type");

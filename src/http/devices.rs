@@ -25,7 +25,7 @@ const INBOX_LIMIT_MAX: usize = 1_000;
 #[into_params(parameter_in = Query)]
 pub(super) struct DeviceQuery {
     /// The device, if the token names none.
-    #[param(min_length = 1, max_length = 64)]
+    #[param(min_length = 1, max_length = 64, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     device: Option<String>,
 }
 
@@ -79,7 +79,7 @@ pub(super) async fn ack(
 #[into_params(parameter_in = Query)]
 pub(super) struct InboxQuery {
     /// The device, if the token names none.
-    #[param(min_length = 1, max_length = 64)]
+    #[param(min_length = 1, max_length = 64, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     device: Option<String>,
     /// A cursor, `earliest` or `now`. Without it: where this device last acknowledged, else `earliest`.
     #[param(pattern = "^(earliest|now|0|[1-9][0-9]{0,17})$")]

@@ -34,64 +34,52 @@ const ONLINE_ONLY_TTL_MAX_MS: u64 = 60_000;
 /// What a body may have beside its payload: a thousand users of 128 characters, each written as `\uXXXX`, and some more.
 const ENVELOPE_BYTES: usize = 2 << 20;
 
-/// A message to send.
-#[derive(Deserialize, ToSchema)]
+/// A message to send. What may be in it is told by [`super::schema::Send`].
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[schema(as = Send)]
 pub(super) struct SendBody<'a> {
     /// The sender, a user.
     #[serde(borrow)]
-    #[schema(value_type = String, min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$", examples("alice"))]
     from: Cow<'a, str>,
     #[serde(borrow)]
     to: ToBody<'a>,
     /// The application's own word.
     #[serde(borrow)]
-    #[schema(value_type = String, min_length = 1, max_length = 64, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$", examples("typing"))]
     r#type: Cow<'a, str>,
     /// Any JSON, up to `limits.payload_bytes`; relayed byte for byte.
     #[serde(borrow)]
-    #[schema(value_type = serde_json::Value)]
     payload: &'a RawValue,
     /// True: it reaches who is here now, or nobody. False: it is durable, reaches every device, and waits for those that are away.
     #[serde(default)]
     online_only: bool,
     /// Online-only: on one device of a recipient (the default) or on every one.
-    #[schema(required = false)]
     deliver_to: Option<DeliverTo>,
     /// Online-only: how long it may wait in a slow device's queue, 1 to 60,000, default 5,000. Persisted: how long it is kept, at most
     /// `store.retention_s`.
-    #[schema(required = false, minimum = 1)]
     ttl_ms: Option<u64>,
     /// Online-only: a newer message to the same device with the same key takes the place of one that still waits.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, required = false, min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     collapse_key: Option<Cow<'a, str>>,
     /// Persisted, to users: also into the sender's own inbox. Not in this version: only `false` is accepted.
-    #[schema(required = false)]
     sync_sender: Option<bool>,
     /// Persisted: an object of up to 4 KiB for the push callback, or `false` for no push.
     #[serde(borrow)]
-    #[schema(value_type = Option<serde_json::Value>, required = false)]
     push: Option<&'a RawValue>,
 }
 
 /// Exactly one of the two.
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[schema(as = To)]
 struct ToBody<'a> {
     /// 1 to 1,000 users; duplicates count once.
     #[serde(borrow)]
-    #[schema(value_type = Option<Vec<String>>, required = false, min_items = 1, max_items = 1000)]
     users: Option<Vec<Cow<'a, str>>>,
     /// A group.
     #[serde(borrow)]
-    #[schema(value_type = Option<String>, required = false, min_length = 1, max_length = 128)]
     group: Option<Cow<'a, str>>,
 }
 
-/// A body's bytes as a checked draft. Public for fuzzing.
+/// A body's bytes as a checked draft.
 pub(super) fn draft(json: &Bytes, payload_bytes: usize, retention: Duration) -> Result<Draft, Problem> {
     let send: SendBody = body::parse(json)?;
     let payload = send.payload.get();
@@ -234,7 +222,7 @@ fn idempotency_key(request: &HttpRequest, json: &Bytes) -> Result<Option<SendKey
     tag = "messages",
     operation_id = "send_message",
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body give the first answer again, and nothing is sent twice.", min_length = 1, max_length = 128)),
-    request_body = SendBody,
+    request_body = super::schema::Send,
     responses(
         (status = 200, description = "Online-only: what became of it", body = Report, headers(("Idempotent-Replayed" = Option<String>, description = "`true` if this is the first answer once more"))),
         (status = 201, description = "Persisted: durable", body = StoredReply, headers(("Location" = String, description = "`/v1/messages/{id}`"), ("Idempotent-Replayed" = Option<String>, description = "`true` if this is the first answer once more"))),

@@ -60,7 +60,7 @@ impl<'a> DeviceReply<'a> {
 #[utoipa::path(
     tag = "presence",
     operation_id = "get_presence",
-    params(("user" = String, Path, min_length = 1, max_length = 128)),
+    params(("user" = String, Path, min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")),
     responses(
         (status = 200, description = "Who is online on what", body = PresenceReply),
         (status = 401, response = super::openapi::Unauthorized), (status = 403, response = super::openapi::Forbidden),
@@ -82,8 +82,7 @@ pub(super) async fn get_presence(_: Backend, user: Path<String>, relay: Data<Rel
 #[serde(deny_unknown_fields)]
 #[schema(as = PresenceQuery)]
 pub(super) struct QueryBody {
-    /// 1 to 1,000 users.
-    #[schema(min_items = 1, max_items = 1000)]
+    #[schema(schema_with = super::schema::users)]
     users: Vec<String>,
 }
 
@@ -139,7 +138,7 @@ pub(super) async fn query_presence(
 #[utoipa::path(
     tag = "presence",
     operation_id = "kick_device",
-    params(("user" = String, Path, min_length = 1, max_length = 128), ("device" = String, Path, min_length = 1, max_length = 64)),
+    params(("user" = String, Path, min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$"), ("device" = String, Path, min_length = 1, max_length = 64, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")),
     responses(
         (status = 204, description = "It is offline"),
         (status = 401, response = super::openapi::Unauthorized), (status = 403, response = super::openapi::Forbidden),

@@ -33,7 +33,7 @@ pub(super) struct StreamQuery {
     /// A device token, in place of the header. It stands in the URL, where others may log it: prefer a ticket.
     access_token: Option<String>,
     /// The device, if the token names none.
-    #[param(min_length = 1, max_length = 64)]
+    #[param(min_length = 1, max_length = 64, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     device: Option<String>,
     /// A cursor, `earliest` or `now`. Without it: where this device last acknowledged, else `earliest`.
     #[param(pattern = "^(earliest|now|0|[1-9][0-9]{0,17})$")]

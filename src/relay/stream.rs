@@ -24,7 +24,8 @@ const PAGE_MESSAGES: usize = 100;
 /// After the store couldn't be read it is tried again this much later.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
-type Reading = Pin<Box<dyn Future<Output = Result<Page, StoreError>> + Send>>;
+/// A page, and up to where messages before it are lost, if there are such.
+type Reading = Pin<Box<dyn Future<Output = Result<(Page, Option<Cursor>), StoreError>> + Send>>;
 
 /// Where persisted messages begin on a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub(super) struct Start {
 pub struct Stream {
     relay: Relay,
     seat: Arc<Seat>,
-    /// Written in this order before anything else.
+    /// Written in this order before anything else: `ready`, a gap at the start or amid.
     opening: VecDeque<Bytes>,
     /// The second part of a frame whose first has been written, and whom to tell then.
     in_hand: Option<(Bytes, Option<Receipt>)>,
@@ -116,10 +117,10 @@ impl Stream {
             resolve_taken(receipt);
             return Poll::Ready(bytes);
         }
-        if let Some(bytes) = self.opening.pop_front() {
-            return Poll::Ready(bytes);
-        }
         loop {
+            if let Some(bytes) = self.opening.pop_front() {
+                return Poll::Ready(bytes);
+            }
             if let Some(bytes) = self.next_of_page() {
                 return Poll::Ready(bytes);
             }
@@ -195,15 +196,19 @@ impl Stream {
             let Poll::Ready(result) = reading.as_mut().poll(cx) else { return false };
             self.reading = None;
             match result {
-                Ok(page) => {
+                Ok((page, lost_to)) => {
                     self.behind |= page.more;
                     self.page_end = page.next;
                     self.page = page.entries.into();
-                    if self.page.is_empty() {
-                        self.last = self.last.max(self.page_end);
-                    } else {
+                    if let Some(lost_to) = lost_to {
+                        self.last = lost_to;
+                        self.opening.push_back(frame::gap(GapReason::Expired, lost_to));
                         return true;
                     }
+                    if !self.page.is_empty() {
+                        return true;
+                    }
+                    self.last = self.last.max(self.page_end);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a stream could not read the store and will try again");
@@ -215,14 +220,23 @@ impl Stream {
 
     fn read_page(&self, after_pause: Option<Duration>) -> Reading {
         let relay = self.relay.clone();
-        let (user, last) = (self.seat.user().clone(), self.last);
+        let (user, device, last) = (self.seat.user().clone(), self.seat.device().clone(), self.last);
         let limit = PageLimit { messages: PAGE_MESSAGES, payload_bytes: relay.0.stream.queue_bytes };
         relay.0.metrics.catch_up_pages.inc();
         Box::pin(async move {
             if let Some(pause) = after_pause {
                 sleep(pause).await;
             }
-            relay.0.store.page(&user, last, limit, Timestamp::now()).await
+            let now = Timestamp::now();
+            let page = relay.0.store.page(&user, last, limit, now).await?;
+            let hole_to =
+                page.entries.first().map_or(page.next, |first| Cursor::new(first.cursor.get().saturating_sub(1)));
+            if hole_to <= last {
+                return Ok((page, None));
+            }
+            // Recalled, or no longer kept: a reader so slow is told of the latter as it would be at a start.
+            let lost_to = relay.0.store.position(&user, &device, now).await?.lost_to.min(hole_to);
+            Ok((page, Some(lost_to).filter(|to| *to > last)))
         })
     }
 

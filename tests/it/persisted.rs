@@ -342,3 +342,45 @@ fn a_device_that_reads_slowly_gets_all_of_it_in_order_later() {
     assert_eq!(each(&seen, "/cursor"), (1..=60).map(|n| n.to_string()).collect::<Vec<_>>());
     assert_eq!(slow.event_within(Duration::from_millis(50)), None);
 }
+
+#[test]
+fn a_page_of_large_messages_ends_early_and_says_so() {
+    let node = Node::start();
+    let long = "x".repeat(60_000);
+    for n in 0..90 {
+        stored(&node, &chat(&["bob"], &json!([n, long])));
+    }
+    let page = inbox(&node, "bob", "d", "limit=1000");
+    let first = page["messages"].as_array().unwrap();
+    assert!(page["more"] == true && (10..90).contains(&first.len()), "{} of 90", first.len());
+    let all = whole_inbox(&node, "bob");
+    assert_eq!(each(&all, "/payload/0"), (0..90).map(Value::from).collect::<Vec<_>>());
+    let mut late = node.device("bob", "phone");
+    assert_eq!(each(&messages(&mut late, 90), "/id"), each(&all, "/id"));
+}
+
+#[test]
+fn a_device_so_slow_that_messages_are_no_longer_kept_is_told_of_the_gap() {
+    let node = Node::with(&["store.inbox_max=5", "stream.queue_frames=2", "stream.queue_bytes=70000"]);
+    let mut slow = node.stream("bob", "phone").receive_buffer(4_096).open();
+    let long = "x".repeat(60_000);
+    for n in 0..40 {
+        stored(&node, &chat(&["bob"], &json!([n, long])));
+    }
+    let (mut last, mut gaps) = (0, vec![]);
+    while last < 40 {
+        let event = slow.next_event();
+        let body = event.json();
+        if event.name == "gap" {
+            let to: i64 = text(&body["resumed_after"]).parse().unwrap();
+            assert_eq!(body["reason"], "expired");
+            gaps.push((last, to));
+            last = to;
+        } else {
+            let cursor: i64 = text(&body["cursor"]).parse().unwrap();
+            assert_eq!(cursor, last + 1, "a hole without a word; gaps so far: {gaps:?}");
+            last = cursor;
+        }
+    }
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+}

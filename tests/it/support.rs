@@ -153,3 +153,16 @@ pub fn callbacks(node: &Node, query: &str) -> Vec<Value> {
 pub fn expect_listed(node: &Node, query: &str, n: usize) -> Vec<Value> {
     eventually_is(query, || callbacks(node, query), |listed| listed.len() == n)
 }
+
+/// A node whose system calls are looked at or made to fail; `None` where the tool is missing, but never in CI.
+pub fn strace(options: &[&str]) -> Option<Setup> {
+    let tool = "/usr/bin/strace";
+    if !std::path::Path::new(tool).exists() {
+        let in_ci = std::env::vars().any(|(name, _)| name == "CI");
+        assert!(!in_ci, "strace is to be installed in CI: without it nobody sees whether a 201 is durable");
+        eprintln!("not tested: there is no strace");
+        return None;
+    }
+    // -D: the program is our child, and not strace's, so that signals reach it.
+    Some(Node::setup().wrapper(&[&[tool, "-D", "-f", "-qq"], options].concat()))
+}

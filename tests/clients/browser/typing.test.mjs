@@ -164,6 +164,50 @@ describe('/examples/typing', { timeout: 120_000 }, () => {
     assert.deepEqual(await bob.texts(), ['before', 'after']);
   });
 
+  it('gets a new token when the old one is refused', async (t) => {
+    const { page, bob } = await visit(t);
+    const sessions = [];
+    page.on('request', (request) => request.url().endsWith('/examples/typing/session') && sessions.push(request.postDataJSON().device));
+    const refusal = { status: 401, contentType: 'application/problem+json', body: '{"title":"The credentials are not valid"}' };
+    await page.route('**/v1/tickets', (route) => route.fulfill(refusal), { times: 1 });
+    await bob.toggle('Go offline').click();
+    await bob.offline.waitFor();
+    await bob.toggle('Come back').click();
+    await bob.online.waitFor();
+    assert.deepEqual(sessions, ['phone']);
+  });
+
+  it('offers to send again what could not be sent, and it arrives once', async (t) => {
+    const { page, alice, bob } = await visit(t);
+    // The answer is lost on its way back: the message is stored, and the page can't know it.
+    await page.route('**/examples/typing/messages', async (route) => {
+      await route.fetch();
+      await route.abort();
+    }, { times: 1 });
+    await page.evaluate(() => {
+      document.getElementById('alice-text').value = 'twice?';
+      document.getElementById('alice-text').form.requestSubmit();
+    });
+    await bob.shows('twice?');
+    await alice.shows('twice?');
+    await until('the receipt', async () => (await alice.receipt.textContent()) === 'Message: stored for Bob; only the answer was lost');
+    await alice.input.fill('next');
+    await alice.input.press('Enter');
+    await bob.shows('next');
+    assert.deepEqual(await bob.texts(), ['twice?', 'next']);
+    assert.deepEqual(await alice.texts(), ['twice?', 'next'], 'the stream told the page that it had arrived');
+
+    await page.route('**/examples/typing/messages', (route) => route.abort(), { times: 1 });
+    await page.evaluate(() => {
+      document.getElementById('alice-text').value = 'again';
+      document.getElementById('alice-text').form.requestSubmit();
+    });
+    await alice.region.getByRole('button', { name: 'Not sent. Try again' }).click();
+    await bob.shows('again');
+    await alice.shows('again');
+    assert.deepEqual(await bob.texts(), ['twice?', 'next', 'again']);
+  });
+
   it('shows text as text', async (t) => {
     const { page, alice, bob, complaints } = await visit(t);
     const text = '<img src=x onerror="document.title=1"><script>document.title=2</script>';

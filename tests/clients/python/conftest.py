@@ -106,7 +106,8 @@ class Herenow:
 
 @pytest.fixture(scope="session")
 def herenow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Herenow]:
-    process = Herenow(tmp_path_factory.mktemp("herenow"))
+    # The longest that there is, so that whatever `ttl_ms` the document allows is allowed.
+    process = Herenow(tmp_path_factory.mktemp("herenow"), "store.retention_s = 315360000\n")
     yield process
     process.kill()
 

@@ -82,9 +82,41 @@ def check_problem(status: int, headers: dict[str, str], json: object) -> None:
         assert re.fullmatch(r"[A-Z]+(, ?[A-Z]+)*", headers["allow"])
 
 
+def whole(value: object) -> object:
+    """JSON Schema counts 5.0 among the integers; herenow, like most typed readers, takes only 5."""
+    if isinstance(value, dict):
+        return {name: whole(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@schemathesis.hook
+def map_body(_: object, body: object) -> object:
+    return whole(body)
+
+
+def depends_on_what_was_before(response: Response) -> bool:
+    """A document can't say which keys were used, which cursors were given out, and what a token names."""
+    if response.status_code != 422:
+        return False
+    problem = response.json()
+    return problem["code"] == "idempotency_key_reused" or any(
+        flaw["detail"].startswith(("is beyond what was sent", "is needed, as the token names no device")) for flaw in problem["errors"]
+    )
+
+
 def validate(case: Case, herenow: Herenow, token: str) -> None:
-    headers = {"Authorization": f"Bearer {token}"}
-    case.call_and_validate(base_url=herenow.url, headers=headers, additional_checks=[problem_document], timeout=10)
+    request = {"base_url": herenow.url, "headers": {"Authorization": f"Bearer {token}"}, "timeout": 10}
+    response = case.call(**request)
+    excluded = [schemathesis.checks.positive_data_acceptance] if depends_on_what_was_before(response) else []
+    case.validate_response(
+        response,
+        headers=request["headers"],
+        additional_checks=[problem_document],
+        excluded_checks=excluded,
+        transport_kwargs=request,
+    )
 
 
 @everything_else.parametrize()
@@ -124,5 +156,5 @@ def test_streams(case: Case, herenow: Herenow, open_token: str) -> None:
         assert response.status_code in (200, 401, 403, 409, 422, 405), response.text
         if response.status_code == 200:
             assert response.headers["content-type"] == "text/event-stream"
-            assert next(response.iter_lines()) == b"retry: 2000"
+            assert next(response.iter_content(12)) == b"retry: 2000\n"
         check_problem(response.status_code, dict(response.headers), response.json if response.status_code >= 400 else None)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
+import threading
 
 import httpx
 import httpx_sse
+import requests
+import sseclient
 
 from conftest import Herenow, until, user
 
@@ -36,6 +40,23 @@ def test_a_blocking_client_reads_both_kinds_of_message(herenow: Herenow) -> None
         # The library shows the last id until there is another, as the standard says.
         assert (signal.event, signal.id, signal.json()["payload"]) == ("message", cursor, "for now")
         assert "cursor" not in signal.json()
+
+
+def test_the_clients_of_requests_get_each_event_at_once(herenow: Herenow) -> None:
+    """`requests` hands out blocks of a size that its user chose, and waits for each to be full unless the body is chunked."""
+    alice, bob = user("alice"), user("bob")
+    with requests.Session() as session:
+        session.trust_env = False
+        response = session.get(f"{herenow.url}/v1/stream", headers=bearer(herenow.token(bob, "script")), stream=True, timeout=20)
+        heard: queue.Queue[sseclient.Event] = queue.Queue()
+        threading.Thread(target=lambda: [heard.put(event) for event in sseclient.SSEClient(response).events()], daemon=True).start()
+        # Sooner than a heartbeat, whose bytes would push on what is stuck.
+        assert heard.get(timeout=5).event == "ready"
+        for n in range(3):
+            assert herenow.signal(alice, bob, n) == "delivered"
+            assert json.loads(heard.get(timeout=5).data)["payload"] == n
+        assert herenow.backend.delete(f"/v1/users/{bob}/devices/script").status_code == 204
+        assert heard.get(timeout=5).event == "bye"
 
 
 def test_a_closed_connection_is_offline_at_once(herenow: Herenow) -> None:

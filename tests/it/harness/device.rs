@@ -228,6 +228,8 @@ impl Device {
         match tcp.read(&mut chunk) {
             Ok(0) => self.ended = Some("FIN".into()),
             Ok(n) => self.take_in(&chunk[..n]),
+            // As after a pause of the whole machine.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return false,
             Err(error) => self.ended = Some(error.to_string()),
         }

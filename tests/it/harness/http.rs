@@ -123,6 +123,8 @@ pub fn read_answer(tcp: &mut TcpStream, deadline: Instant) -> io::Result<Option<
         match tcp.read(&mut chunk) {
             Ok(0) => return Ok(body.answer(true)),
             Ok(n) => body.push(&chunk[..n]),
+            // As after a pause of the whole machine.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(body.answer(true)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
             Err(error) => return Err(error),
