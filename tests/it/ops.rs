@@ -13,6 +13,15 @@ fn a_node_without_work_ends_at_once_whatever_time_it_may_take() {
 }
 
 #[test]
+fn a_signal_that_comes_as_soon_as_it_serves_is_heeded() {
+    for _ in 0..20 {
+        let mut node = Node::start();
+        let status = node.stop();
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[test]
 fn a_second_signal_ends_a_drain() {
     let mut node = Node::with(&["server.drain_s=60"]);
     let mut bob = node.device("bob", "phone");
