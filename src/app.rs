@@ -21,10 +21,11 @@ use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -55,8 +56,10 @@ struct AdminDoor {
 
 /// Serves until a signal ends the process. On the first start the credentials are shown once.
 pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
-    let built = App::build(&config, &Schedule::default()).await;
-    let app = match built {
+    // From here on a signal is heeded: one that comes while all is being opened ends the process in order, too.
+    let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    let app = match App::build(&config, &Schedule::default()).await {
+        // They would not be shown at the next start.
         Err(error) if first_start => {
             return Err(error.context(format!("the first start made credentials in {}", config.data_dir.display())));
         }
@@ -66,7 +69,7 @@ pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
     let (stop, halt) = (CancellationToken::new(), app.tasks.halt.clone());
     tokio::select! {
         ended = app.run_until(stop.clone().cancelled_owned()) => ended,
-        never = obey_signals(&stop, &halt) => never,
+        never = obey_signals(signals, &stop, &halt) => never,
     }
 }
 
@@ -159,8 +162,8 @@ async fn take_down(relay: &Relay, tasks: &Tasks, server: &ServerHandle, time: Du
 
 /// At the first SIGTERM or SIGINT the process is to end in order, at the second at once. It goes on for as long as it is polled: as a task
 /// it would be one of those that a drain waits for.
-async fn obey_signals(stop: &CancellationToken, halt: &CancellationToken) -> ! {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+async fn obey_signals(signals: [io::Result<Signal>; 2], stop: &CancellationToken, halt: &CancellationToken) -> ! {
+    let [Ok(mut term), Ok(mut int)] = signals else {
         tracing::error!("signals can't be listened for: only SIGKILL ends this process");
         std::future::pending().await
     };

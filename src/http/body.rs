@@ -8,16 +8,21 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::fmt::Write;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Bodies other than those of sends are at most this long.
 pub(super) const SMALL: usize = 1 << 20;
+/// Nobody holds a connection by sending a body slowly.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(15);
 /// Content is at most so deep: what reads it at the other end may be recursive.
 pub(super) const MAX_DEPTH: usize = 128;
 
 /// Reads a JSON body of at most `limit` bytes, as text.
 pub(super) async fn read_json(request: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, Problem> {
     check_content_type(request)?;
-    let bytes = read(payload, limit).await?;
+    let bytes = timeout(ARRIVES_WITHIN, read(payload, limit)).await;
+    let bytes = bytes.map_err(|_| Problem::new(Code::MalformedJson, "the body did not arrive in time"))??;
     if std::str::from_utf8(&bytes).is_err() {
         return Err(Problem::new(Code::MalformedJson, "the body is not UTF-8"));
     }

@@ -12,6 +12,8 @@ use utoipa::ToSchema;
 
 /// Is the process alive
 #[utoipa::path(
+    get,
+    path = "/healthz",
     tag = "operation",
     operation_id = "healthz",
     responses((status = 200, description = "Yes", body = String, content_type = "text/plain"))
@@ -32,6 +34,8 @@ pub(super) struct ReadyReply {
 
 /// Can it take sends and streams
 #[utoipa::path(
+    get,
+    path = "/readyz",
     tag = "operation",
     operation_id = "readyz",
     responses(

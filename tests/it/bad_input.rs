@@ -354,6 +354,29 @@ fn nobody_holds_a_connection_by_sending_a_head_slowly() {
 }
 
 #[test]
+fn nobody_holds_a_connection_by_sending_a_body_slowly() {
+    changes_nothing(|node| {
+        let ack = Request::post("/v1/ack").bearer(&node.token("bob", "phone")).json(r#"{"cursor":"0"}"#);
+        let send = Request::post("/v1/messages").bearer(API_KEY).json(GOOD);
+        std::thread::scope(|scope| {
+            for request in [ack, send] {
+                let whole = request.to_bytes(node.address());
+                scope.spawn(move || {
+                    let (most, rest) = whole.split_at(whole.len() - 5);
+                    let mut tcp = TcpStream::connect(node.address()).unwrap();
+                    tcp.write_all(most).unwrap();
+                    let answer = read_answer(&mut tcp, Instant::now() + Duration::from_secs(20)).unwrap().unwrap();
+                    answer.problem(400, "malformed_json");
+                    let _ = tcp.write_all(rest);
+                    // The rest is nobody's request.
+                    assert!(!matches!(read_answer(&mut tcp, Instant::now() + Duration::from_secs(1)), Ok(Some(_))));
+                });
+            }
+        });
+    });
+}
+
+#[test]
 fn a_request_that_ends_early_changes_nothing() {
     changes_nothing(|node| {
         let whole = Request::post("/v1/messages").bearer(API_KEY).json(GOOD).to_bytes(node.address());

@@ -13,6 +13,15 @@ fn a_node_without_work_ends_at_once_whatever_time_it_may_take() {
 }
 
 #[test]
+fn a_signal_that_comes_as_soon_as_it_serves_is_heeded() {
+    for _ in 0..20 {
+        let mut node = Node::start();
+        let status = node.stop();
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[test]
 fn a_second_signal_ends_a_drain() {
     let mut node = Node::with(&["server.drain_s=60"]);
     let mut bob = node.device("bob", "phone");
@@ -54,6 +63,26 @@ fn what_is_in_flight_is_answered_before_the_end() {
     assert!(answer.contains(&json!("superseded")) && answer.contains(&json!("offline")), "{answer:?}");
     assert!(node.wait().success());
     drop(stuck);
+}
+
+#[test]
+fn a_node_that_was_paused_goes_on() {
+    let node = Node::with(&["stream.heartbeat_s=1", "stream.dead_peer_s=1", "stream.stall_timeout_s=1"]);
+    let mut bob = node.device("bob", "phone");
+    node.signal("STOP");
+    std::thread::scope(|scope| {
+        let sends: Vec<_> = (0..3).map(|_| scope.spawn(|| node.backend().whisper("bob").expect(200).json())).collect();
+        // Longer than any peer may be silent or take nothing: but it was the node that did not look.
+        std::thread::sleep(Duration::from_millis(2_500));
+        node.signal("CONT");
+        for send in sends {
+            assert_eq!(send.join().unwrap()["recipients"][0]["outcome"], "delivered");
+        }
+    });
+    for _ in 0..3 {
+        bob.next_message();
+    }
+    assert!(node.backend().is_online("bob"));
 }
 
 #[test]

@@ -74,12 +74,25 @@ fn it_answers_only_its_own_page_on_this_machine() {
             .send(address)
             .problem(403, "forbidden");
     }
+    let own = address.to_string();
+    // Without an origin it is no page that asks; and what a proxy on this machine hands on comes from elsewhere.
+    session().header("Host", &own).send(address).problem(403, "forbidden");
+    for of_proxies in ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"] {
+        session()
+            .header("Host", &own)
+            .header("Origin", &format!("http://{own}"))
+            .header(of_proxies, "1.2.3.4")
+            .send(address)
+            .problem(403, "forbidden");
+    }
     for host in [format!("localhost:{port}"), address.to_string()] {
         let answer =
             session().header("Host", &host).header("Origin", &format!("http://{host}")).send(address).expect(201);
         node.note_secret(answer.json()["token"].as_str().unwrap());
     }
     let plain = Request::post("/examples/typing/session")
+        .header("Host", &own)
+        .header("Origin", &format!("http://{own}"))
         .header("Content-Type", "text/plain")
         .body(r#"{"user":"a","device":"b"}"#);
     plain.send(address).problem(415, "unsupported_media_type");
