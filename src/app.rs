@@ -58,7 +58,13 @@ struct AdminDoor {
 pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
     // From here on a signal is heeded: one that comes while all is being opened ends the process in order, too.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let app = App::build(&config, &Schedule::default()).await?;
+    let built = App::build(&config, &Schedule::default()).await;
+    let app = match built {
+        Err(error) if first_start => {
+            return Err(error.context(format!("the first start made credentials in {}", config.data_dir.display())));
+        }
+        built => built?,
+    };
     welcome::print(&config, app.address, first_start);
     let (stop, halt) = (CancellationToken::new(), app.tasks.halt.clone());
     tokio::select! {

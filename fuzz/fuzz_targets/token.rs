@@ -4,11 +4,12 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use herenow::config::Config;
+use herenow::domain::seat::{DeviceId, UserId};
 use herenow::domain::time::Timestamp;
 use herenow::token::Tokens;
 use hmac::{Hmac, KeyInit, Mac};
 use libfuzzer_sys::fuzz_target;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::Sha256;
 use std::sync::LazyLock;
 
@@ -26,8 +27,8 @@ fn signed(header: &str, claims: &str) -> String {
     format!("{text}.{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
 }
 
-fuzz_target!(|given: (&str, &str, &str)| {
-    let (raw, header, claims) = given;
+fuzz_target!(|given: (&str, &str, &str, &str, Option<&str>, u16)| {
+    let (raw, header, claims, sub, device, seconds) = given;
     assert!(TOKENS.check(raw).is_err(), "a signature was guessed, or not asked for: {raw}");
     for header in [header, r#"{"alg":"HS256"}"#] {
         let Ok(identity) = TOKENS.check(&signed(header, claims)) else { continue };
@@ -37,5 +38,13 @@ fuzz_target!(|given: (&str, &str, &str)| {
         assert_eq!(claims["sub"], identity.user.as_str());
         assert_eq!(claims.get("device").and_then(Value::as_str), identity.device.as_ref().map(|device| device.as_str()));
         assert!(identity.until.as_s() + 1 >= Timestamp::now().as_s(), "expired");
+    }
+    // Claims that are as they should be, but for the names.
+    let exp = Timestamp::now().as_s() + 60 + i64::from(seconds);
+    let good = json!({"sub": sub, "device": device, "exp": exp}).to_string();
+    let names_are_good = UserId::parse(sub).is_ok() && device.is_none_or(|device| DeviceId::parse(device).is_ok());
+    match TOKENS.check(&signed(r#"{"alg":"HS256"}"#, &good)) {
+        Ok(identity) => assert!(names_are_good && identity.user.as_str() == sub && identity.until.as_s() == exp),
+        Err(error) => assert!(!names_are_good, "{error}: {good}"),
     }
 });

@@ -1,12 +1,11 @@
 //! `herenow token`: a device token, made here with the device secret.
 
 use super::args::{self, SourceArgs};
-use crate::config::Config;
+use crate::config::{Auth, Config};
 use crate::domain::seat::{DeviceId, UserId};
-use crate::domain::time::Timestamp;
+use crate::token::Tokens;
+use anyhow::Context;
 use clap::Args;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use serde::Serialize;
 use std::time::Duration;
 
 pub(super) const EXAMPLE: &str = "\
@@ -35,23 +34,9 @@ pub(super) fn run(args: &TokenArgs) -> anyhow::Result<()> {
     super::print(&mint(&config, &args.user, args.device.as_ref(), ttl)?)
 }
 
-#[derive(Serialize)]
-struct Claims<'a> {
-    sub: &'a UserId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    device: Option<&'a DeviceId>,
-    iat: i64,
-    exp: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    aud: Option<&'a str>,
-}
-
 /// A token that the herenow of this configuration accepts.
-pub(super) fn mint(config: &Config, sub: &UserId, device: Option<&DeviceId>, ttl: Duration) -> anyhow::Result<String> {
-    let secret = args::device_secret(config)?;
-    let now = Timestamp::now();
-    let aud = config.auth.audience.as_deref();
-    let claims = Claims { sub, device, iat: now.as_s(), exp: now.plus(ttl).as_s(), aud };
-    let key = EncodingKey::from_secret(secret.expose().as_bytes());
-    Ok(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)?)
+pub(super) fn mint(config: &Config, user: &UserId, device: Option<&DeviceId>, ttl: Duration) -> anyhow::Result<String> {
+    let auth = Auth { device_secrets: vec![args::device_secret(config)?], ..config.auth.clone() };
+    let (token, _) = Tokens::new(&auth).mint(user, device, ttl).context("the device secret can't sign")?;
+    Ok(token)
 }

@@ -10,8 +10,8 @@ use super::stream::{self, Asked};
 use crate::relay::handle::Relay;
 use crate::relay::hub::Socket;
 use actix_service::{Service, ServiceFactory};
-use actix_web::HttpResponse;
 use actix_web::body::MessageBody;
+use actix_web::{HttpResponse, ResponseError};
 use bytes::Bytes;
 use std::future::Future;
 use std::io;
@@ -173,7 +173,10 @@ async fn answer(tcp: TcpStream, head: &Head<'_>, keys: &Keys, relay: &Relay) -> 
         socket: Some(socket.clone()),
         closed: None,
     };
-    match stream::open(asked, keys, relay).await {
+    let opened = stream::open(asked, keys, relay).await;
+    let status = opened.as_ref().map_or_else(|problem| problem.status_code().as_u16(), |_| 200);
+    tracing::debug!(request.id = id, method = "GET", route = "/v1/stream", status, "answered");
+    match opened {
         Ok(stream) => First::Stream(Box::new(Parked::new(socket, stream, stream_head(&id, head.origin)))),
         Err(problem) => {
             let _ = timeout(FIRST_WORD, socket.write_all(&problem_answer(&problem, &id, head.origin))).await;

@@ -252,12 +252,17 @@ pub(super) async fn send(
     relay: &Data<Relay>,
     payload: Payload,
 ) -> Result<HttpResponse, Problem> {
+    let admission = relay.admit()?;
     let payload_bytes = relay.limits().payload_bytes;
     let json = body::read_json(request, payload, payload_bytes + ENVELOPE_BYTES).await?;
     let draft = draft(&json, payload_bytes, relay.retention())?;
     let key = idempotency_key(request, &json)?;
     let (handle, tasks) = (Relay::clone(relay), relay.tasks().clone());
-    let sent = Finish::new(async move { handle.send(draft, key).await }, tasks).await?;
+    let work = async move {
+        let _admission = admission;
+        handle.send(draft, key).await
+    };
+    let sent = Finish::new(work, tasks).await?;
     Ok(answer(&sent))
 }
 

@@ -3,7 +3,7 @@
 use super::openapi::openapi_json;
 use crate::relay::handle::Relay;
 use actix_web::web::Data;
-use actix_web::{HttpResponse, get};
+use actix_web::{HttpResponse, get, route};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use utoipa::ToSchema;
     operation_id = "healthz",
     responses((status = 200, description = "Yes", body = String, content_type = "text/plain"))
 )]
-#[get("/healthz")]
+#[route("/healthz", method = "GET", method = "HEAD")]
 pub(super) async fn healthz() -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain; charset=utf-8").body("ok\n")
 }
@@ -39,7 +39,7 @@ pub(super) struct ReadyReply {
         (status = 503, description = "No: `away` says what is missing", body = ReadyReply),
     )
 )]
-#[get("/readyz")]
+#[route("/readyz", method = "GET", method = "HEAD")]
 pub(super) async fn readyz(relay: Data<Relay>) -> HttpResponse {
     let mut away = if relay.is_draining() { vec!["draining"] } else { vec![] };
     away.extend(relay.away().await);

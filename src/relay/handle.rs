@@ -10,7 +10,7 @@ use crate::domain::seat::NodeId;
 use crate::ports::{Away, Ephemeral, KeyError, SeatError, Store, StoreError, TicketError};
 use crate::relay::callbacks::Callbacks;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// The relay, cheap to clone.
@@ -30,6 +30,19 @@ pub(super) struct Inner {
     pub(super) tasks: Tasks,
     pub(super) metrics: Metrics,
     draining: AtomicBool,
+    sends: AtomicUsize,
+}
+
+/// So many sends may be under way at a time; more are refused rather than kept in memory (CONTRACT.md 10.7).
+const SENDS_MAX: usize = 10_000;
+
+/// Leave to send one message, held until it is answered.
+pub struct Admission(Relay);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.0.sends.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What a relay is built from.
@@ -138,7 +151,17 @@ impl Relay {
             tasks,
             metrics,
             draining: AtomicBool::new(false),
+            sends: AtomicUsize::new(0),
         }))
+    }
+
+    /// Lets a send in, to be asked before its body is read.
+    pub fn admit(&self) -> Result<Admission, Error> {
+        let admission = Admission(self.clone());
+        if self.0.sends.fetch_add(1, Ordering::Relaxed) < SENDS_MAX {
+            return Ok(admission);
+        }
+        Err(Error::Overloaded(format!("{SENDS_MAX} sends are under way on this node, which is the most")))
     }
 
     /// The name of this node.

@@ -153,13 +153,22 @@ impl Writing<'_> {
     /// Callbacks whose message is beyond the retention: nobody can be told any more, and the operator has had that long to read of them.
     fn sweep_callbacks(&self, aged: Timestamp, left: &mut usize) -> Result<()> {
         for endpoint in Endpoint::ALL {
-            *left -= self
+            let given_up = self
                 .db
                 .prepare_cached(
                     "DELETE FROM outbox WHERE endpoint = ?1 AND (due_at, id) IN
                      (SELECT due_at, id FROM outbox WHERE endpoint = ?1 AND due_at <= ?2 ORDER BY due_at LIMIT ?3)",
                 )?
                 .execute(params![endpoint_number(endpoint), aged.as_ms(), *left])?;
+            *left -= given_up;
+            if given_up > 0 {
+                let endpoint = endpoint.as_str();
+                tracing::warn!(
+                    endpoint,
+                    given_up,
+                    "callbacks were never delivered within `store.retention_s` and are gone"
+                );
+            }
         }
         let made_before = uuid::Builder::from_unix_timestamp_millis(aged.as_ms().unsigned_abs(), &[0; 10]).into_uuid();
         *left -= self

@@ -4,7 +4,7 @@ mod queue;
 mod seat;
 mod socket;
 
-pub use queue::{Offer, QueueLimits, Receipt, Taken};
+pub use queue::{Budget, Offer, QueueLimits, Receipt, Taken};
 pub use seat::{Offered, Seat};
 pub use socket::Socket;
 
@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 
 /// So many locks share the users between them, so that threads rarely meet at one.
 const SHARDS: usize = 64;
+
+/// All queues of the node together hold so much: many slow readers at once are not to take all memory (CONTRACT.md 10.7).
+const QUEUED_BYTES_MAX: usize = 1 << 30;
 
 type Shard = RwLock<HashMap<UserId, Vec<Arc<Seat>>>>;
 
@@ -53,7 +56,11 @@ impl Hub {
             next_connection: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             max: config.max,
-            queue: QueueLimits { frames: config.queue_frames, bytes: config.queue_bytes },
+            queue: QueueLimits {
+                frames: config.queue_frames,
+                bytes: config.queue_bytes,
+                budget: Arc::new(Budget::new(QUEUED_BYTES_MAX)),
+            },
             dead_peer: config.dead_peer,
             stall_timeout: config.stall_timeout,
         }
@@ -66,7 +73,7 @@ impl Hub {
             return Err(HubFull(self.max));
         }
         let connection = self.next_connection.fetch_add(1, Ordering::Relaxed);
-        let seat = Arc::new(Seat::new(user.clone(), device.clone(), connection, self.queue, socket));
+        let seat = Arc::new(Seat::new(user.clone(), device.clone(), connection, self.queue.clone(), socket));
         self.shard(user).write().entry(user.clone()).or_default().push(seat.clone());
         Ok(seat)
     }

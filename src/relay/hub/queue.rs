@@ -6,6 +6,7 @@ use crate::ports::{Bye, Refusal, Verdict};
 use crate::relay::frame::Frame;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -93,13 +94,33 @@ pub enum Taken {
     End(Bye),
 }
 
+/// What all queues of a node may hold together, in bytes. A frame counts in each queue that it waits in, though they share its memory.
+#[derive(Debug)]
+pub struct Budget {
+    max: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// For so many bytes.
+    pub fn new(max: usize) -> Self {
+        Self { max, used: AtomicUsize::new(0) }
+    }
+
+    fn allows(&self, bytes: usize) -> bool {
+        self.used.load(Ordering::Relaxed).saturating_add(bytes) <= self.max
+    }
+}
+
 /// Bounds of a queue.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct QueueLimits {
     /// `stream.queue_frames`
     pub frames: usize,
     /// `stream.queue_bytes`
     pub bytes: usize,
+    /// Shared with the node's other queues.
+    pub budget: Arc<Budget>,
 }
 
 /// The frames that wait for one stream, oldest first. Bounded in frames and bytes (CONTRACT.md 10.7).
@@ -179,7 +200,7 @@ impl Queue {
         let (receipt, verdict) = Receipt::new();
         let number = self.next_number;
         self.next_number += 1;
-        self.bytes += offer.frame.len();
+        self.add_bytes(offer.frame.len());
         let older = offer.collapse_key.as_ref().and_then(|key| self.position_of_key(key));
         let entry = Entry::OnlineOnly { number, offer, receipt };
         match older {
@@ -219,7 +240,7 @@ impl Queue {
             self.expire(now);
         }
         if self.has_room(1, frame.len(), 0) {
-            self.bytes += frame.len();
+            self.add_bytes(frame.len());
             self.entries.push_back(Entry::Persisted { cursor, frame });
         } else {
             self.behind = true;
@@ -252,11 +273,11 @@ impl Queue {
             match entry {
                 Entry::OnlineOnly { ref offer, .. } if offer.expires_at <= now => self.refuse(entry, Refusal::Expired),
                 Entry::OnlineOnly { offer, receipt, .. } => {
-                    self.bytes -= offer.frame.len();
+                    self.sub_bytes(offer.frame.len());
                     return Some(Taken::OnlineOnly(offer.frame, receipt));
                 }
                 Entry::Persisted { cursor, frame } => {
-                    self.bytes -= frame.len();
+                    self.sub_bytes(frame.len());
                     return Some(Taken::Persisted(cursor, frame));
                 }
             }
@@ -279,7 +300,7 @@ impl Queue {
     pub fn close(&mut self) {
         self.state = State::Closed;
         self.entries = VecDeque::new();
-        self.bytes = 0;
+        self.sub_bytes(self.bytes);
     }
 
     /// Whether offers can succeed.
@@ -304,11 +325,23 @@ impl Queue {
     }
 
     fn has_room(&self, frames: usize, bytes: usize, freed_bytes: usize) -> bool {
-        self.entries.len() + frames <= self.limits.frames && self.bytes + bytes - freed_bytes <= self.limits.bytes
+        self.entries.len() + frames <= self.limits.frames
+            && self.bytes + bytes - freed_bytes <= self.limits.bytes
+            && self.limits.budget.allows(bytes.saturating_sub(freed_bytes))
+    }
+
+    fn add_bytes(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.limits.budget.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sub_bytes(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.limits.budget.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn refuse(&mut self, entry: Entry, why: Refusal) {
-        self.bytes -= entry.frame().len();
+        self.sub_bytes(entry.frame().len());
         if let Entry::OnlineOnly { receipt, .. } = entry {
             receipt.resolve(Verdict::Refused(why));
         }
@@ -322,6 +355,12 @@ impl Queue {
         for entry in late {
             self.refuse(entry, Refusal::Expired);
         }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.sub_bytes(self.bytes);
     }
 }
 

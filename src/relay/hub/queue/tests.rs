@@ -4,7 +4,9 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use std::time::Duration;
 
-const LIMITS: QueueLimits = QueueLimits { frames: 5, bytes: 100 };
+fn limits() -> QueueLimits {
+    QueueLimits { frames: 5, bytes: 100, budget: Arc::new(Budget::new(1_000)) }
+}
 
 fn offer(bytes: usize, key: Option<&str>, expires_at: Instant) -> Offer {
     Offer { frame: Frame::whole(Bytes::from(vec![b'x'; bytes])), expires_at, collapse_key: key.map(Into::into) }
@@ -33,7 +35,7 @@ fn a_dropped_receipt_refuses() {
 fn a_newer_frame_takes_the_place_of_an_older_with_its_key() {
     let now = Instant::now();
     let later = now + Duration::from_secs(1);
-    let mut queue = Queue::new(LIMITS);
+    let mut queue = Queue::new(limits());
     let (_, mut first) = put(&mut queue, offer(10, Some("k"), later), now).unwrap();
     let (_, mut second) = put(&mut queue, offer(1, None, later), now).unwrap();
     let (_, mut third) = put(&mut queue, offer(11, Some("k"), later), now).unwrap();
@@ -48,7 +50,7 @@ fn a_newer_frame_takes_the_place_of_an_older_with_its_key() {
 #[test]
 fn a_full_queue_leaves_persisted_messages_to_the_store() {
     let now = Instant::now();
-    let mut queue = Queue::new(LIMITS);
+    let mut queue = Queue::new(limits());
     for n in 1..=7 {
         queue.put_persisted(Cursor::new(n), Frame::whole(Bytes::from_static(b"x")), now);
     }
@@ -62,7 +64,7 @@ fn a_full_queue_leaves_persisted_messages_to_the_store() {
 #[test]
 fn the_first_goodbye_counts_and_refuses_what_waits() {
     let now = Instant::now();
-    let mut queue = Queue::new(LIMITS);
+    let mut queue = Queue::new(limits());
     let (_, mut verdict) = put(&mut queue, offer(1, None, now + Duration::from_secs(1)), now).unwrap();
     queue.end(Bye::Kicked);
     queue.end(Bye::Draining);
@@ -70,6 +72,21 @@ fn the_first_goodbye_counts_and_refuses_what_waits() {
     assert!(matches!(put(&mut queue, offer(1, None, now), now), Err(Refusal::Closed)));
     assert!(matches!(take(&mut queue, now), Some(Taken::End(Bye::Kicked))));
     assert!(take(&mut queue, now).is_none());
+}
+
+#[test]
+fn all_queues_together_are_bounded_and_give_back_what_they_held() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(1);
+    let shared = QueueLimits { budget: Arc::new(Budget::new(100)), ..limits() };
+    let (mut one, mut other) = (Queue::new(shared.clone()), Queue::new(shared.clone()));
+    put(&mut one, offer(60, None, later), now).unwrap();
+    assert!(matches!(put(&mut other, offer(60, None, later), now), Err(Refusal::Full)));
+    put(&mut other, offer(40, None, later), now).unwrap();
+    drop(one);
+    put(&mut other, offer(60, None, later), now).unwrap();
+    other.close();
+    assert_eq!(shared.budget.used.load(Ordering::Relaxed), 0);
 }
 
 #[derive(Clone, Debug)]
@@ -98,7 +115,7 @@ proptest! {
     #[test]
     fn bounds_hold_and_every_receipt_is_honest(steps in proptest::collection::vec(step(), 1..120)) {
         let mut now = Instant::now();
-        let mut queue = Queue::new(LIMITS);
+        let mut queue = Queue::new(limits());
         let mut verdicts = HashMap::new();
         let (mut taken, mut next_cursor, mut last_cursor) = (vec![], 0, 0);
         for step in steps {
@@ -138,9 +155,10 @@ proptest! {
                 Step::Wait(ms) => now += Duration::from_millis(ms),
                 Step::End => queue.end(Bye::Kicked),
             }
-            prop_assert!(queue.entries.len() <= LIMITS.frames);
-            prop_assert!(queue.bytes <= LIMITS.bytes);
+            prop_assert!(queue.entries.len() <= queue.limits.frames);
+            prop_assert!(queue.bytes <= queue.limits.bytes);
             prop_assert_eq!(queue.bytes, queue.entries.iter().map(|e| e.frame().len()).sum::<usize>());
+            prop_assert_eq!(queue.bytes, queue.limits.budget.used.load(Ordering::Relaxed));
         }
         drop(queue);
         let mut told = 0;
