@@ -79,10 +79,13 @@ fn it_answers_only_its_own_page_on_this_machine() {
             session().header("Host", &host).header("Origin", &format!("http://{host}")).send(address).expect(201);
         node.note_secret(answer.json()["token"].as_str().unwrap());
     }
-    let plain = Request::post("/examples/typing/session")
-        .header("Content-Type", "text/plain")
-        .body(r#"{"user":"a","device":"b"}"#);
-    plain.send(address).problem(415, "unsupported_media_type");
+    let own = format!("http://{address}");
+    session().send(address).problem(403, "forbidden");
+    for of_proxies in ["X-Forwarded-For", "Forwarded", "Via"] {
+        session().header("Origin", &own).header(of_proxies, "x").send(address).problem(403, "forbidden");
+    }
+    let plain = Request::post("/examples/typing/session").header("Content-Type", "text/plain").header("Origin", &own);
+    plain.body(r#"{"user":"a","device":"b"}"#).send(address).problem(415, "unsupported_media_type");
     assert!(!node.backend().is_online("bob"));
 }
 
