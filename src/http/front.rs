@@ -6,7 +6,8 @@ use super::auth::Keys;
 use super::parked::Parked;
 use super::problem::Problem;
 use super::routes::Doors;
-use super::stream::{self, Asked};
+use super::stream::{self, Asked, Opened};
+use crate::relay::frame::LAST_CHUNK;
 use crate::relay::handle::Relay;
 use crate::relay::hub::Socket;
 use actix_service::{Service, ServiceFactory};
@@ -177,7 +178,15 @@ async fn answer(tcp: TcpStream, head: &Head<'_>, keys: &Keys, relay: &Relay) -> 
     let status = opened.as_ref().map_or_else(|problem| problem.status_code().as_u16(), |_| 200);
     tracing::debug!(request.id = id, method = "GET", route = "/v1/stream", status, "answered");
     match opened {
-        Ok(stream) => First::Stream(Box::new(Parked::new(socket, stream, stream_head(&id, head.origin)))),
+        Ok(Opened::Stream(stream)) => {
+            First::Stream(Box::new(Parked::new(socket, stream, stream_head(&id, head.origin))))
+        }
+        Ok(Opened::Goodbye(event)) => {
+            let (_, event) = event.into_chunk();
+            let answer = [&stream_head(&id, head.origin)[..], &event, &LAST_CHUNK].concat();
+            let _ = timeout(FIRST_WORD, socket.write_all(&answer)).await;
+            First::Done
+        }
         Err(problem) => {
             let _ = timeout(FIRST_WORD, socket.write_all(&problem_answer(&problem, &id, head.origin))).await;
             First::Done
@@ -185,13 +194,13 @@ async fn answer(tcp: TcpStream, head: &Head<'_>, keys: &Keys, relay: &Relay) -> 
     }
 }
 
-/// Without a length and without chunks: the body ends with the connection (RFC 9112, 6.3).
+/// In chunks, though the body ends with the connection anyway: some clients hand on what is not chunked in large blocks only.
 fn stream_head(id: &str, origin: Option<&str>) -> Bytes {
     let cors = cors_headers(origin);
     let date = httpdate::fmt_http_date(std::time::SystemTime::now());
     format!(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-store\r\nx-accel-buffering: no\r\n\
-        x-request-id: {id}\r\n{cors}date: {date}\r\nconnection: close\r\n\r\n"
+        x-request-id: {id}\r\n{cors}date: {date}\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     )
     .into()
 }

@@ -1,5 +1,6 @@
 //! A stream on a connection of its own. Its task sleeps but for heartbeats; meanwhile senders write to the socket themselves.
 
+use crate::relay::frame::LAST_CHUNK;
 use crate::relay::hub::Socket;
 use crate::relay::stream::Stream;
 use bytes::{Buf, Bytes};
@@ -18,11 +19,13 @@ pub(super) struct Parked {
     stream: Stream,
     /// Being written.
     bytes: Bytes,
+    /// The stream has said goodbye.
+    is_over: bool,
 }
 
 impl Parked {
     pub(super) fn new(socket: Arc<Socket>, stream: Stream, head: Bytes) -> Self {
-        Self { socket, stream, bytes: head }
+        Self { socket, stream, bytes: head, is_over: false }
     }
 }
 
@@ -30,7 +33,7 @@ impl Future for Parked {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { socket, stream, bytes } = self.get_mut();
+        let Self { socket, stream, bytes, is_over } = self.get_mut();
         let Socket::Own(tcp) = &**socket else { return Poll::Ready(()) };
         if is_closed(tcp, cx) {
             return Poll::Ready(());
@@ -41,12 +44,15 @@ impl Future for Parked {
                 if ready!(tcp.poll_write_ready(cx)).is_err() {
                     return Poll::Ready(());
                 }
-                let Some(next) = ready!(stream.poll_bytes(cx)) else {
+                if *is_over {
                     // Senders may hold the socket for a moment yet: the peer is not to wait for them.
                     let _ = SockRef::from(tcp).shutdown(Shutdown::Write);
                     return Poll::Ready(());
-                };
-                *bytes = next;
+                }
+                *bytes = ready!(stream.poll_bytes(cx)).unwrap_or_else(|| {
+                    *is_over = true;
+                    LAST_CHUNK
+                });
             }
             match tcp.try_write(bytes) {
                 Ok(0) => return Poll::Ready(()),

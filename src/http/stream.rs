@@ -7,6 +7,7 @@ use super::{connection, tokens};
 use crate::domain::message::Cursor;
 use crate::domain::seat::DeviceState;
 use crate::relay::devices::{After, OpenStream};
+use crate::relay::frame::Frame;
 use crate::relay::handle::Relay;
 use crate::relay::hub::Socket;
 use crate::relay::stream::Stream;
@@ -77,10 +78,20 @@ pub(super) struct Asked<'a> {
     pub(super) closed: Option<WaitForCancellationFutureOwned>,
 }
 
+/// What a device gets that may have a stream.
+pub(super) enum Opened {
+    Stream(Stream),
+    /// This event, and then the end.
+    Goodbye(Frame),
+}
+
 /// Checks the request and opens the stream.
-pub(super) async fn open(asked: Asked<'_>, keys: &Keys, relay: &Relay) -> Result<Stream, Problem> {
+pub(super) async fn open(asked: Asked<'_>, keys: &Keys, relay: &Relay) -> Result<Opened, Problem> {
     let query: StreamQuery = query(asked.query)?;
     let device = caller(asked.authorization, &query, keys, relay).await?;
+    if let Some(goodbye) = relay.goodbye_while_draining() {
+        return Ok(Opened::Goodbye(goodbye));
+    }
     let request = OpenStream {
         device: device.device(query.device.as_deref())?,
         user: device.user,
@@ -90,7 +101,7 @@ pub(super) async fn open(asked: Asked<'_>, keys: &Keys, relay: &Relay) -> Result
         socket: asked.socket,
         closed: asked.closed,
     };
-    Ok(relay.open_stream(request).await?)
+    Ok(Opened::Stream(relay.open_stream(request).await?))
 }
 
 /// `Last-Event-ID` wins: a client that reconnects by itself sends it with the URL of the first time.
@@ -150,12 +161,16 @@ pub(super) async fn open_stream(
         socket: connection::socket(&request),
         closed: connection::closed(&request),
     };
-    let stream = open(asked, &keys, &relay).await?;
-    Ok(HttpResponse::Ok()
+    let opened = open(asked, &keys, &relay).await?;
+    let mut answer = HttpResponse::Ok();
+    answer
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-store"))
-        .insert_header(("X-Accel-Buffering", "no"))
-        .body(StreamBody(stream)))
+        .insert_header(("X-Accel-Buffering", "no"));
+    Ok(match opened {
+        Opened::Stream(stream) => answer.body(StreamBody(stream)),
+        Opened::Goodbye(event) => answer.body(event.to_bytes()),
+    })
 }
 
 struct StreamBody(Stream);

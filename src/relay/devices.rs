@@ -1,9 +1,9 @@
 //! What devices do: open a stream, say how far they are and whether they are looked at; and who is online.
 
-use super::frame::GapReason;
+use super::frame::{Frame, GapReason};
 use super::handle::{Error, Relay};
 use super::hub::{Seat, Socket};
-use super::stream::{Start, Stream};
+use super::stream::{Start, Stream, goodbye};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, DeviceState, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
@@ -48,6 +48,12 @@ pub struct OpenStream {
 }
 
 impl Relay {
+    /// What a device is told that comes while this node is draining: a stream that ends at once. An error status would be final for a
+    /// browser's `EventSource`, while this one comes back, and by then to another node or to this one started anew.
+    pub fn goodbye_while_draining(&self) -> Option<Frame> {
+        self.is_draining().then(|| goodbye(Bye::Draining))
+    }
+
     /// Seats a device and opens its stream. A stream that the same device has open gets `bye` `replaced`.
     pub async fn open_stream(&self, request: OpenStream) -> Result<Stream, Error> {
         self.check_not_draining()?;

@@ -6,26 +6,32 @@ use crate::ports::Bye;
 use bytes::Bytes;
 use serde::Serialize;
 
-/// One event, ready to be written. The recipients of one message share `tail`, which holds the payload; `head` holds what differs
-/// between them and may be empty.
+/// One event, ready to be written, in the form of an HTTP/1.1 chunk (RFC 9112, 7.1) whose size line is of fixed width: so a stream that has
+/// its connection for itself writes it as it is, and an HTTP server, which frames by itself, gets the slice between.
+///
+/// The recipients of one message share `tail`, which holds the payload; `head` holds what differs between them and may be empty.
 #[derive(Clone, Debug)]
 pub struct Frame {
     head: Bytes,
     tail: Bytes,
 }
 
+/// Eight hexadecimal digits and a line end.
+const SIZE_LINE: usize = 10;
+const CHUNK_END: &[u8] = b"\r\n";
+
+/// The chunk that ends a stream.
+pub const LAST_CHUNK: Bytes = Bytes::from_static(b"0\r\n\r\n");
+
+/// A comment line, so that both ends know that the connection lives.
+pub const HEARTBEAT: Frame = Frame { head: Bytes::new(), tail: Bytes::from_static(b"00000003\r\n:\n\n\r\n") };
+
 impl Frame {
     /// An event that is complete as it is.
-    pub fn whole(event: Bytes) -> Self {
-        Self { head: Bytes::new(), tail: event }
-    }
-
-    /// What is left of these parts after their first `written` bytes.
-    pub(super) fn rest_of(mut head: Bytes, mut tail: Bytes, written: usize) -> Self {
-        let of_head = written.min(head.len());
-        let _ = head.split_to(of_head);
-        let _ = tail.split_to((written - of_head).min(tail.len()));
-        Self { head, tail }
+    pub fn whole(event: &[u8]) -> Self {
+        let mut chunk = begin(event.len());
+        chunk.extend_from_slice(event);
+        Self { head: Bytes::new(), tail: end(chunk) }
     }
 
     /// How many bytes it adds to a queue.
@@ -38,18 +44,47 @@ impl Frame {
         self.len() == 0
     }
 
-    /// The two parts, to be written one after the other; the first may be empty.
-    pub fn into_parts(self) -> (Bytes, Bytes) {
+    /// The chunk in two parts, to be written one after the other; the first may be empty.
+    pub fn into_chunk(self) -> (Bytes, Bytes) {
         (self.head, self.tail)
     }
 
-    /// In one piece, for the way to another node.
-    pub fn to_bytes(&self) -> Bytes {
-        if self.head.is_empty() {
-            return self.tail.clone();
+    /// The event in two parts, without the framing of a chunk.
+    pub fn into_event(self) -> (Bytes, Bytes) {
+        let Self { head, tail } = self;
+        let content = tail.len() - CHUNK_END.len();
+        if head.is_empty() {
+            return (head, tail.slice(SIZE_LINE..content));
         }
-        [&self.head[..], &self.tail[..]].concat().into()
+        (head.slice(SIZE_LINE..), tail.slice(..content))
     }
+
+    /// The event in one piece, for the way to another node.
+    pub fn to_bytes(&self) -> Bytes {
+        let (head, tail) = self.clone().into_event();
+        if head.is_empty() { tail } else { [&head[..], &tail[..]].concat().into() }
+    }
+}
+
+/// A chunk that has its size line, which is written when it is sealed.
+fn begin(capacity: usize) -> Vec<u8> {
+    let mut chunk = Vec::with_capacity(capacity + SIZE_LINE + CHUNK_END.len());
+    chunk.extend_from_slice(&[b'0'; SIZE_LINE]);
+    chunk
+}
+
+/// Writes the size of the event into the chunk's size line.
+fn seal(chunk: &mut [u8], size: usize) {
+    let line = format!("{size:08x}\r\n");
+    chunk[..SIZE_LINE].copy_from_slice(&line.as_bytes()[..SIZE_LINE]);
+}
+
+/// Seals a chunk that holds the whole event.
+fn end(mut chunk: Vec<u8>) -> Bytes {
+    let size = chunk.len() - SIZE_LINE;
+    seal(&mut chunk, size);
+    chunk.extend_from_slice(CHUNK_END);
+    chunk.into()
 }
 
 /// A `message` event, encoded once: frames for its recipients are made from it without touching the payload again.
@@ -64,23 +99,26 @@ impl<'a> Encoded<'a> {
     pub fn new(message: &'a Message) -> Self {
         let mut tail = Vec::with_capacity(message.payload.as_bytes().len() + message.kind.len() + 96);
         write_tail(&mut tail, message);
+        tail.extend_from_slice(CHUNK_END);
         Self { message, tail: tail.into() }
     }
 
     /// The event as this recipient sees it. Only a persisted message has a cursor, and with it the `id:` that moves the resume point.
     pub fn for_recipient(&self, user: &UserId, cursor: Option<Cursor>) -> Frame {
-        let mut head = Vec::with_capacity(192);
+        let mut head = begin(192);
         write_head(&mut head, self.message, user, cursor);
+        let size = head.len() - SIZE_LINE + self.tail.len() - CHUNK_END.len();
+        seal(&mut head, size);
         Frame { head: head.into(), tail: self.tail.clone() }
     }
 }
 
 /// The event for a message's only recipient, in one piece.
 pub fn message_frame(message: &Message, user: &UserId, cursor: Option<Cursor>) -> Frame {
-    let mut event = Vec::with_capacity(message.payload.as_bytes().len() + message.kind.len() + 288);
-    write_head(&mut event, message, user, cursor);
-    write_tail(&mut event, message);
-    Frame::whole(event.into())
+    let mut chunk = begin(message.payload.as_bytes().len() + message.kind.len() + 288);
+    write_head(&mut chunk, message, user, cursor);
+    write_tail(&mut chunk, message);
+    Frame { head: Bytes::new(), tail: end(chunk) }
 }
 
 fn write_head(out: &mut Vec<u8>, message: &Message, user: &UserId, cursor: Option<Cursor>) {
@@ -136,7 +174,7 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
 }
 
 /// The first event of a stream: where it is, and from where on persisted messages follow.
-pub fn ready(user: &UserId, device: &DeviceId, node: &NodeId, resumed_after: Cursor) -> Bytes {
+pub fn ready(user: &UserId, device: &DeviceId, node: &NodeId, resumed_after: Cursor) -> Frame {
     #[derive(Serialize)]
     struct Ready<'a> {
         user: &'a UserId,
@@ -157,7 +195,7 @@ pub enum GapReason {
 }
 
 /// Persisted messages up to `resumed_after` can't be shown.
-pub fn gap(reason: GapReason, resumed_after: Cursor) -> Bytes {
+pub fn gap(reason: GapReason, resumed_after: Cursor) -> Frame {
     #[derive(Serialize)]
     struct Gap {
         reason: &'static str,
@@ -171,7 +209,7 @@ pub fn gap(reason: GapReason, resumed_after: Cursor) -> Bytes {
 }
 
 /// The last event of a stream, with the time to wait before opening another, if it is not the client's own affair.
-pub fn bye(reason: Bye, retry_ms: Option<u64>) -> Bytes {
+pub fn bye(reason: Bye, retry_ms: Option<u64>) -> Frame {
     #[derive(Serialize)]
     struct Why {
         reason: &'static str,
@@ -180,16 +218,13 @@ pub fn bye(reason: Bye, retry_ms: Option<u64>) -> Bytes {
     event(&format!("{retry}event: bye\n"), &Why { reason: reason.as_str() })
 }
 
-/// A comment line, so that both ends know that the connection lives.
-pub const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
-
-fn event(fields: &str, data: &impl Serialize) -> Bytes {
-    let mut out = Vec::with_capacity(fields.len() + 160);
-    out.extend_from_slice(fields.as_bytes());
-    out.extend_from_slice(b"data: ");
-    let _ = serde_json::to_writer(&mut out, data);
-    out.extend_from_slice(b"\n\n");
-    out.into()
+fn event(fields: &str, data: &impl Serialize) -> Frame {
+    let mut chunk = begin(fields.len() + 160);
+    chunk.extend_from_slice(fields.as_bytes());
+    chunk.extend_from_slice(b"data: ");
+    let _ = serde_json::to_writer(&mut chunk, data);
+    chunk.extend_from_slice(b"\n\n");
+    Frame { head: Bytes::new(), tail: end(chunk) }
 }
 
 #[cfg(test)]
@@ -254,6 +289,25 @@ mod tests {
         assert_eq!(a.tail.as_ptr(), b.tail.as_ptr());
         assert_eq!(a.to_bytes(), message_frame(&m, &bob, None).to_bytes());
         assert!(!String::from_utf8_lossy(&b.to_bytes()).contains("bob"));
+    }
+
+    /// What a client makes of a chunk.
+    fn dechunk(frame: Frame) -> Vec<u8> {
+        let (head, tail) = frame.into_chunk();
+        let chunk = [&head[..], &tail[..]].concat();
+        let size = usize::from_str_radix(std::str::from_utf8(&chunk[..8]).unwrap(), 16).unwrap();
+        assert_eq!((&chunk[8..10], &chunk[10 + size..]), (&b"\r\n"[..], &b"\r\n"[..]));
+        chunk[10..10 + size].to_vec()
+    }
+
+    #[test]
+    fn each_frame_is_one_chunk_around_its_event() {
+        let m = message("{\n\"a\": 1}", "alice", "t");
+        let bob = UserId::parse("bob").unwrap();
+        let whole = Frame::whole(b"event: x\ndata: 1\n\n");
+        for frame in [message_frame(&m, &bob, None), Encoded::new(&m).for_recipient(&bob, None), HEARTBEAT, whole] {
+            assert_eq!(dechunk(frame.clone()), frame.to_bytes());
+        }
     }
 
     proptest! {

@@ -268,7 +268,7 @@ impl NodeDoor for Relay {
     async fn offered(&self, offer: RemoteOffer) -> Result<Verdict, OfferError> {
         let now = Instant::now();
         let expires_at = now + offer.ttl;
-        let here = Offer { frame: Frame::whole(offer.frame), expires_at, collapse_key: offer.collapse_key };
+        let here = Offer { frame: Frame::whole(&offer.frame), expires_at, collapse_key: offer.collapse_key };
         // The sender's node gives up when its answer is due; here the frame's own life bounds the wait.
         self.offer_here(&offer.seat, here, offer.patience.map(|p| now + p), expires_at + GRACE).await
     }

@@ -3,7 +3,7 @@
 //! The sequence rule (CONTRACT.md 10.5): numbers are contiguous per user, and the stream knows the last that it wrote. Live `n == last + 1`
 //! is written, `n <= last` dropped, and `n > last + 1` means: read the store from `last`. So catch-up needs no handover.
 
-use super::frame::{self, GapReason, HEARTBEAT, message_frame};
+use super::frame::{self, Frame, GapReason, HEARTBEAT, message_frame};
 use super::handle::Relay;
 use super::hub::{Receipt, Seat, Taken};
 use crate::domain::message::Cursor;
@@ -40,7 +40,7 @@ pub struct Stream {
     relay: Relay,
     seat: Arc<Seat>,
     /// Written in this order before anything else: `ready`, a gap at the start or amid.
-    opening: VecDeque<Bytes>,
+    opening: VecDeque<Frame>,
     /// The second part of a frame whose first has been written, and whom to tell then.
     in_hand: Option<(Bytes, Option<Receipt>)>,
     /// The last persisted message that was written, or the start.
@@ -56,6 +56,8 @@ pub struct Stream {
     end_at: Option<(Instant, Bye)>,
     /// Waits until the HTTP/2 connection below is closed. On HTTP/1 the server itself drops the stream then.
     closed: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Nothing else writes to the connection, so the events are framed here.
+    has_connection: bool,
     is_over: bool,
 }
 
@@ -83,6 +85,7 @@ impl Stream {
             heartbeat_at,
             end_at,
             closed: closed.map(Box::pin),
+            has_connection: seat.has_connection(),
             is_over: false,
             relay,
             seat,
@@ -118,14 +121,14 @@ impl Stream {
             return Poll::Ready(bytes);
         }
         loop {
-            if let Some(bytes) = self.opening.pop_front() {
-                return Poll::Ready(bytes);
+            if let Some(frame) = self.opening.pop_front() {
+                return Poll::Ready(self.hand_on(frame, None));
             }
             if let Some(bytes) = self.next_of_page() {
                 return Poll::Ready(bytes);
             }
             match self.seat.take(now) {
-                Some(Taken::Rest(frame)) => return Poll::Ready(self.hand_on(frame, None)),
+                Some(Taken::Rest(head, tail)) => return Poll::Ready(self.hand_on_parts(head, tail, None)),
                 Some(Taken::OnlineOnly(frame, receipt)) => return Poll::Ready(self.hand_on(frame, Some(receipt))),
                 Some(Taken::Persisted(cursor, frame)) => {
                     if let Some(bytes) = self.live(cursor, frame) {
@@ -140,9 +143,14 @@ impl Stream {
         }
     }
 
-    /// A frame leaves: whole, or its first part now and its second at the next poll.
-    fn hand_on(&mut self, frame: frame::Frame, receipt: Option<Receipt>) -> Bytes {
-        let (head, tail) = frame.into_parts();
+    /// A frame leaves, as a chunk where the stream has its connection for itself.
+    fn hand_on(&mut self, frame: Frame, receipt: Option<Receipt>) -> Bytes {
+        let (head, tail) = if self.has_connection { frame.into_chunk() } else { frame.into_event() };
+        self.hand_on_parts(head, tail, receipt)
+    }
+
+    /// Whole, or the first part now and the second at the next poll.
+    fn hand_on_parts(&mut self, head: Bytes, tail: Bytes, receipt: Option<Receipt>) -> Bytes {
         if head.is_empty() {
             resolve_taken(receipt);
             return tail;
@@ -152,7 +160,7 @@ impl Stream {
     }
 
     /// The sequence rule for a live message.
-    fn live(&mut self, cursor: Cursor, frame: frame::Frame) -> Option<Bytes> {
+    fn live(&mut self, cursor: Cursor, frame: Frame) -> Option<Bytes> {
         if cursor <= self.last {
             return None;
         }
@@ -253,18 +261,22 @@ impl Stream {
         }
         let wake_at = self.end_at.map_or(self.heartbeat_at, |(at, _)| at.min(self.heartbeat_at));
         self.timer.as_mut().reset(wake_at.into());
-        Poll::Ready(HEARTBEAT)
+        Poll::Ready(self.hand_on(HEARTBEAT, None))
     }
 
     fn goodbye(&mut self, bye: Bye) -> Bytes {
         self.is_over = true;
-        let retry = match bye {
-            // Those who all lose their stream at once are not to come back all at once.
-            Bye::Draining | Bye::Rotate => Some(rand::rng().random_range(500..5_000)),
-            Bye::Replaced | Bye::TokenExpired | Bye::Kicked | Bye::Unauthorized => None,
-        };
-        frame::bye(bye, retry)
+        self.hand_on(goodbye(bye), None)
     }
+}
+
+pub(super) fn goodbye(bye: Bye) -> Frame {
+    let retry = match bye {
+        // Those who all lose their stream at once are not to come back all at once.
+        Bye::Draining | Bye::Rotate => Some(rand::rng().random_range(500..5_000)),
+        Bye::Replaced | Bye::TokenExpired | Bye::Kicked | Bye::Unauthorized => None,
+    };
+    frame::bye(bye, retry)
 }
 
 /// `delivered` means just this: handed to the stream (CONTRACT.md 10.3).

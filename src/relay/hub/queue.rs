@@ -4,6 +4,7 @@ use super::socket::{Socket, Written};
 use crate::domain::message::Cursor;
 use crate::ports::{Bye, Refusal, Verdict};
 use crate::relay::frame::Frame;
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,8 +83,8 @@ pub enum Offering {
 /// What a stream takes from its queue.
 #[derive(Debug)]
 pub enum Taken {
-    /// What is left of a frame that was begun by its sender.
-    Rest(Frame),
+    /// What is left of a frame that was begun by its sender; the first part may be empty.
+    Rest(Bytes, Bytes),
     /// An online-only frame; settle the receipt when it is handed on.
     OnlineOnly(Frame, Receipt),
     /// A persisted frame, subject to the sequence rule.
@@ -134,7 +135,7 @@ pub struct Queue {
     /// The stream's owner rests until it is woken, with nothing left to write: a sender may write to the socket itself.
     parked: bool,
     /// What such a sender could not write.
-    rest: Option<Frame>,
+    rest: Option<(Bytes, Bytes)>,
     state: State,
     waker: Option<Waker>,
 }
@@ -173,9 +174,9 @@ impl Queue {
         if let Some(socket) = socket.filter(|_| self.parked) {
             match socket.write_now(offer.frame.clone()) {
                 Written::All => return Ok(Offering::Written),
-                Written::Part(rest) => {
+                Written::Part(head, tail) => {
                     self.parked = false;
-                    self.rest = Some(rest);
+                    self.rest = Some((head, tail));
                     return Ok(Offering::Begun);
                 }
                 Written::Broken => return Err(Refusal::Closed),
@@ -262,8 +263,8 @@ impl Queue {
 
     /// The next thing to write, if any.
     pub fn take(&mut self, now: Instant) -> Option<Taken> {
-        if let Some(rest) = self.rest.take() {
-            return Some(Taken::Rest(rest));
+        if let Some((head, tail)) = self.rest.take() {
+            return Some(Taken::Rest(head, tail));
         }
         if let State::Ending(bye) = self.state {
             self.close();

@@ -116,6 +116,11 @@ impl Seat {
         self.queue.lock().close();
     }
 
+    /// Whether the stream has its connection for itself.
+    pub fn has_connection(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.is_own())
+    }
+
     /// Whether offers can succeed.
     pub fn is_open(&self) -> bool {
         self.queue.lock().is_open()

@@ -2,6 +2,7 @@
 //! cut it off.
 
 use crate::relay::frame::Frame;
+use bytes::{Buf, Bytes};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::GetStruct;
 use socket2::SockRef;
@@ -29,8 +30,8 @@ pub enum Socket {
 pub enum Written {
     /// All of it.
     All,
-    /// This is left, and must be written before anything else.
-    Part(Frame),
+    /// These parts are left, and must be written before anything else.
+    Part(Bytes, Bytes),
     /// Nothing: the peer must read first.
     Nothing,
     /// Nothing, ever: the connection is broken.
@@ -45,6 +46,11 @@ impl Socket {
         (info.tcpi_unacked > 0).then(|| Duration::from_millis(u64::from(info.tcpi_last_ack_recv)))
     }
 
+    /// Whether a stream has it for itself, and so frames what it writes by itself.
+    pub fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+
     /// Ends the connection both ways, which its owner notices at once.
     pub fn cut(&self) {
         // It fails only if the connection has ended already.
@@ -54,7 +60,7 @@ impl Socket {
     /// Writes as much of a frame as the kernel takes now. Only to a socket of one's own.
     pub fn write_now(&self, frame: Frame) -> Written {
         let Self::Own(tcp) = self else { return Written::Nothing };
-        let (head, tail) = frame.into_parts();
+        let (mut head, mut tail) = frame.into_chunk();
         let written = if head.is_empty() {
             tcp.try_write(&tail)
         } else {
@@ -63,7 +69,12 @@ impl Socket {
         match written {
             Ok(n) if n == head.len() + tail.len() => Written::All,
             Ok(0) => Written::Broken,
-            Ok(n) => Written::Part(Frame::rest_of(head, tail, n)),
+            Ok(n) => {
+                let of_head = n.min(head.len());
+                head.advance(of_head);
+                tail.advance(n - of_head);
+                Written::Part(head, tail)
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Written::Nothing,
             Err(_) => Written::Broken,
         }

@@ -88,7 +88,9 @@ pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
     tcp.set_nodelay(true)?;
     // Who is refused early may be cut off while writing; the answer is there nevertheless.
     let written = tcp.write_all(request);
-    read_answer(&mut tcp, Instant::now() + PATIENCE).and_then(|answer| answer.map_or_else(|| Err(gone(written)), Ok))
+    let mut body = Body { without_content: request.starts_with(b"HEAD "), ..Body::default() };
+    read_into(&mut body, &mut tcp, Instant::now() + PATIENCE)
+        .and_then(|answer| answer.map_or_else(|| Err(gone(written)), Ok))
 }
 
 /// Sends bytes on a new connection and reads as far as the head of an answer; gives its status.
@@ -112,7 +114,10 @@ fn gone(written: io::Result<()>) -> io::Error {
 
 /// Reads one answer; `None` if the connection ends before it.
 pub fn read_answer(tcp: &mut TcpStream, deadline: Instant) -> io::Result<Option<Answer>> {
-    let mut body = Body::default();
+    read_into(&mut Body::default(), tcp, deadline)
+}
+
+fn read_into(body: &mut Body, tcp: &mut TcpStream, deadline: Instant) -> io::Result<Option<Answer>> {
     let mut chunk = [0; 16 << 10];
     loop {
         if let Some(answer) = body.answer(false) {
@@ -141,6 +146,8 @@ pub struct Body {
     /// What the chunks held, or the plain bytes.
     pub content: Vec<u8>,
     pub is_complete: bool,
+    /// Whatever the head says: it answers a HEAD.
+    without_content: bool,
 }
 
 impl Body {
@@ -173,7 +180,7 @@ impl Body {
         let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
         self.head = Some((status.expect("a status line"), headers));
         self.chunked = self.header("transfer-encoding") == Some("chunked");
-        self.is_complete = matches!(status, Some(204 | 304));
+        self.is_complete = self.without_content || matches!(status, Some(204 | 304));
     }
 
     fn read_content(&mut self) {
