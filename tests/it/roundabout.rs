@@ -102,10 +102,12 @@ fn a_request_that_comes_in_pieces_opens_a_stream_too() {
 #[test]
 fn what_follows_a_request_for_a_stream_is_no_request() {
     let node = Node::start();
-    let stream = Request::get("/v1/stream").bearer(&node.token("bob", "phone")).to_bytes(node.address());
     let send = Request::post("/v1/messages").bearer(&node.api_key());
     let send = send.json(r#"{"from":"a","to":{"users":["bob"]},"type":"t","payload":1}"#).to_bytes(node.address());
     for together in [true, false] {
+        // A device each: the first connection may be looked at only after the second was opened, and would replace its stream.
+        let token = node.token("bob", if together { "phone" } else { "tablet" });
+        let stream = Request::get("/v1/stream").bearer(&token).to_bytes(node.address());
         let mut tcp = TcpStream::connect(node.address()).unwrap();
         if together {
             tcp.write_all(&[&stream[..], &send].concat()).unwrap();
