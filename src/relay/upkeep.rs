@@ -71,8 +71,10 @@ impl Relay {
         let mut due = Instant::now();
         while let Some(seat) = take_any(&mut seats) {
             seat.end(Bye::Draining);
-            due += pause;
-            tokio::time::sleep_until(due.into()).await;
+            if !seats.is_empty() {
+                due += pause;
+                tokio::time::sleep_until(due.into()).await;
+            }
         }
         while !self.0.hub.is_empty() && Instant::now() < deadline {
             sleep(Duration::from_millis(10)).await;

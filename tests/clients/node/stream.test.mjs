@@ -128,6 +128,7 @@ for (const [how, end] of [['is restarted', 'stop'], ['is killed', 'kill']]) {
     await until('it is back with all', () => heard.messages.length === 3, 20_000);
     assert.equal(heard.ready.at(-1).resumed_after, first);
     assert.deepEqual(heard.payloads(), [1, 'for now', 2]);
-    if (end === 'stop') assert.deepEqual(heard.bye, ['draining']);
+    // Once, or again if it came back while the old process still drained.
+    if (end === 'stop') assert.deepEqual([...new Set(heard.bye)], ['draining']);
   });
 }
