@@ -1,4 +1,4 @@
-//! Floor 1: what the relay asks of its two planes, as promises that a backend keeps (MECHANISMS.md, "Two planes").
+//! Floor 1: what the relay asks of its two planes, as promises that a backend keeps.
 //!
 //! The *ephemeral* plane ([`Ephemeral`]) knows who is online where and carries messages in flight; the *durable* plane ([`Store`])
 //! keeps persisted messages and callbacks. Nothing of one is ever in the other.
