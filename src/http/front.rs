@@ -4,7 +4,7 @@
 use super::answer::request_id;
 use super::auth::Keys;
 use super::parked::Parked;
-use super::problem::Problem;
+use super::problem::{Code, Problem};
 use super::routes::Doors;
 use super::stream::{self, Asked, Opened};
 use crate::relay::frame::LAST_CHUNK;
@@ -14,8 +14,10 @@ use actix_service::{Service, ServiceFactory};
 use actix_web::body::MessageBody;
 use actix_web::{HttpResponse, ResponseError};
 use bytes::Bytes;
+use socket2::SockRef;
 use std::future::Future;
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,6 +30,12 @@ const HEAD_BYTES: usize = 8 << 10;
 const HEADERS: usize = 64;
 /// A connection that says nothing is given up after this.
 const FIRST_WORD: Duration = Duration::from_secs(5);
+
+/// The HTTP server takes no more.
+const HEADERS_MAX: usize = 96;
+/// What follows a request that was refused is passed over for so long, and so many times.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_READS: usize = 256;
 
 type Local<T> = Pin<Box<dyn Future<Output = T>>>;
 
@@ -109,12 +117,48 @@ enum First {
 async fn look(tcp: TcpStream, doors: &Doors) -> First {
     let mut buffer = vec![0; HEAD_BYTES];
     let Ok(Ok(n)) = timeout(FIRST_WORD, tcp.peek(&mut buffer)).await else { return First::Done };
+    if let Some(problem) = malformed(&buffer[..n]) {
+        refuse(tcp, &problem).await;
+        return First::Done;
+    }
     let Some(head) = Head::parse(&buffer[..n], &doors.cors_origins) else { return First::Http(tcp) };
     // It was only peeked at: now it is read.
     match tcp.try_read(&mut vec![0; n]) {
         Ok(read) if read == n => answer(tcp, &head, &doors.keys, &doors.relay).await,
         Ok(_) | Err(_) => First::Done,
     }
+}
+
+/// What the HTTP server would refuse without a problem document, or hang up on.
+fn malformed(bytes: &[u8]) -> Option<Problem> {
+    if bytes.starts_with(b"PRI * HTTP/2") {
+        return None;
+    }
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    match httparse::Request::new(&mut headers).parse(bytes) {
+        Ok(_) => None,
+        Err(httparse::Error::TooManyHeaders) => {
+            Some(Problem::new(Code::InvalidRequest, format!("the request has more than {HEADERS_MAX} headers")))
+        }
+        Err(error) => Some(Problem::new(Code::InvalidRequest, format!("the request is not HTTP/1.1: {error}"))),
+    }
+}
+
+/// Answers what was never read. It is passed over for a moment, or closing would take the answer back from the peer.
+async fn refuse(tcp: TcpStream, problem: &Problem) {
+    let socket = Socket::Own(tcp);
+    let _ = timeout(FIRST_WORD, socket.write_all(&problem_answer(problem, &request_id(None), None))).await;
+    let Socket::Own(tcp) = socket else { return };
+    let _ = SockRef::from(&tcp).shutdown(Shutdown::Write);
+    let _ = timeout(LINGER, async {
+        let mut passed_over = vec![0; HEAD_BYTES];
+        for _ in 0..LINGER_READS {
+            if tcp.readable().await.is_err() || matches!(tcp.try_read(&mut passed_over), Ok(0)) {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
 /// What is to be known of a request for a stream.

@@ -431,6 +431,22 @@ fn what_is_not_http_is_turned_away() {
 }
 
 #[test]
+fn too_many_headers_and_what_is_not_http_get_the_problem_document() {
+    changes_nothing(|node| {
+        let many: String = "X-Header: x\r\n".repeat(10_000);
+        for request in [
+            format!("POST /v1/messages HTTP/1.1\r\nAuthorization: Bearer {API_KEY}\r\n{many}\r\n{GOOD}"),
+            format!("GET /v1/stream HTTP/1.1\r\n{many}\r\n"),
+            "GET / HTTP/9.9\r\n\r\n".to_owned(),
+            "GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n".to_owned(),
+        ] {
+            let answer = exchange(node.address(), request.as_bytes()).unwrap();
+            answer.problem(422, "invalid_request");
+        }
+    });
+}
+
+#[test]
 fn a_length_and_chunks_together_are_never_two_requests() {
     changes_nothing(|node| {
         let smuggled = Request::post("/v1/messages").bearer(API_KEY).json(GOOD).to_bytes(node.address());
