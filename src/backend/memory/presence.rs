@@ -1,33 +1,20 @@
 //! Who is online, with a version per user that never goes back while the user is remembered.
 
+use crate::domain::by_user::ByUser;
 use crate::domain::seat::{DeviceId, DeviceState, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::SeatError;
-use parking_lot::{Mutex, RwLock};
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
 
-/// So many locks share the users between them.
-const SHARDS: usize = 64;
 /// Versions of so many users who went offline last are remembered.
 const OFFLINE_REMEMBERED: usize = 200_000;
 
 /// See the module's text.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct PresenceTable {
-    shards: Vec<RwLock<HashMap<UserId, Presence>>>,
-    hasher: RandomState,
+    users: ByUser<Presence>,
     offline: Mutex<VecDeque<(UserId, u64)>>,
-}
-
-impl Default for PresenceTable {
-    fn default() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            hasher: RandomState::new(),
-            offline: Mutex::default(),
-        }
-    }
 }
 
 /// The greater of the last one + 1 and the time in microseconds, so that it goes on growing after a user was forgotten.
@@ -38,7 +25,7 @@ fn next_version(last: u64) -> u64 {
 
 impl PresenceTable {
     pub(super) fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError> {
-        let mut users = self.shard(&seat.user).write();
+        let mut users = self.users.write(&seat.user);
         let presence = users.entry(seat.user.clone()).or_default();
         let is_full = presence.seats.len() >= max_devices;
         let same_device = presence.seats.iter_mut().find(|s| s.device == seat.device);
@@ -55,7 +42,7 @@ impl PresenceTable {
     }
 
     pub(super) fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> bool {
-        let mut users = self.shard(user).write();
+        let mut users = self.users.write(user);
         let Some(presence) = users.get_mut(user) else { return false };
         let before = presence.seats.len();
         presence.seats.retain(|s| !(s.device == *device && s.connection == connection));
@@ -78,7 +65,7 @@ impl PresenceTable {
         let oldest = if offline.len() > OFFLINE_REMEMBERED { offline.pop_front() } else { None };
         drop(offline);
         if let Some((user, version)) = oldest {
-            let mut users = self.shard(&user).write();
+            let mut users = self.users.write(&user);
             // A later version means that the user was here since: another entry of the list stands for that.
             if users.get(&user).is_some_and(|p| p.seats.is_empty() && p.version == version) {
                 users.remove(&user);
@@ -87,7 +74,7 @@ impl PresenceTable {
     }
 
     pub(super) fn touch(&self, user: &UserId, device: &DeviceId, state: Option<DeviceState>, at: Timestamp) -> bool {
-        let mut users = self.shard(user).write();
+        let mut users = self.users.write(user);
         let Some(presence) = users.get_mut(user) else { return false };
         let Some(seat) = presence.seats.iter_mut().find(|s| s.device == *device) else { return false };
         seat.last_active_at = seat.last_active_at.max(at);
@@ -97,12 +84,7 @@ impl PresenceTable {
     }
 
     pub(super) fn locate(&self, user: &UserId) -> Presence {
-        self.shard(user).read().get(user).cloned().unwrap_or_default()
-    }
-
-    fn shard(&self, user: &UserId) -> &RwLock<HashMap<UserId, Presence>> {
-        let hash = self.hasher.hash_one(user);
-        &self.shards[usize::try_from(hash & (SHARDS as u64 - 1)).unwrap_or(0)]
+        self.users.read(user).get(user).cloned().unwrap_or_default()
     }
 }
 

@@ -9,22 +9,15 @@ pub use seat::{Offered, Seat};
 pub use socket::Socket;
 
 use crate::config;
+use crate::domain::by_user::ByUser;
 use crate::domain::seat::{DeviceId, UserId};
 use crate::ports::{Bye, Refusal};
-use parking_lot::RwLock;
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// So many locks share the users between them, so that threads rarely meet at one.
-const SHARDS: usize = 64;
-
 /// All queues of the node together hold so much: many slow readers at once are not to take all memory (CONTRACT.md 10.7).
 const QUEUED_BYTES_MAX: usize = 1 << 30;
-
-type Shard = RwLock<HashMap<UserId, Vec<Arc<Seat>>>>;
 
 /// The node holds as many streams as it may (`stream.max`).
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +27,7 @@ pub struct HubFull(pub usize);
 /// See the module's text.
 #[derive(Debug)]
 pub struct Hub {
-    shards: Vec<Shard>,
-    hasher: RandomState,
+    seats: ByUser<Vec<Arc<Seat>>>,
     next_connection: AtomicU64,
     open: AtomicUsize,
     max: usize,
@@ -51,8 +43,7 @@ impl Hub {
     /// An empty hub with the bounds of `stream.*`.
     pub fn new(config: &config::Stream) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
-            hasher: RandomState::new(),
+            seats: ByUser::default(),
             next_connection: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             max: config.max,
@@ -74,13 +65,13 @@ impl Hub {
         }
         let connection = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let seat = Arc::new(Seat::new(user.clone(), device.clone(), connection, self.queue.clone(), socket));
-        self.shard(user).write().entry(user.clone()).or_default().push(seat.clone());
+        self.seats.write(user).entry(user.clone()).or_default().push(seat.clone());
         Ok(seat)
     }
 
     /// Removes a seat whose stream has ended; what waits in its queue is refused.
     pub fn remove(&self, seat: &Arc<Seat>) {
-        let mut shard = self.shard(seat.user()).write();
+        let mut shard = self.seats.write(seat.user());
         if let Some(seats) = shard.get_mut(seat.user()) {
             let before = seats.len();
             seats.retain(|s| !Arc::ptr_eq(s, seat));
@@ -97,12 +88,12 @@ impl Hub {
 
     /// The seat with this connection number.
     pub fn find(&self, user: &UserId, connection: u64) -> Option<Arc<Seat>> {
-        self.shard(user).read().get(user)?.iter().find(|s| s.connection() == connection).cloned()
+        self.seats.read(user).get(user)?.iter().find(|s| s.connection() == connection).cloned()
     }
 
     /// All seats of a user on this node.
     pub fn seats_of(&self, user: &UserId) -> Vec<Arc<Seat>> {
-        self.shard(user).read().get(user).cloned().unwrap_or_default()
+        self.seats.read(user).get(user).cloned().unwrap_or_default()
     }
 
     /// Offers a frame to a seat. One that isn't here any more refuses; `None` means that it is taken already.
@@ -136,7 +127,7 @@ impl Hub {
 
     /// All seats, as they are now.
     pub fn seats(&self) -> Vec<Arc<Seat>> {
-        self.shards.iter().flat_map(|shard| shard.read().values().flatten().cloned().collect::<Vec<_>>()).collect()
+        self.seats.shares().flat_map(|share| share.values().flatten().cloned().collect::<Vec<_>>()).collect()
     }
 
     /// Cuts off the peers that are gone without a word (`stream.dead_peer_s`) and those that take nothing (`stream.stall_timeout_s`).
@@ -146,18 +137,12 @@ impl Hub {
         // A look each half second and a whole one to act: still within `dead_peer_s` of the event that went unanswered. But never so soon
         // that a living peer's acknowledgement, which may be delayed, would be missed.
         let silence = self.dead_peer.saturating_sub(2 * WATCH_INTERVAL).max(self.dead_peer / 2);
-        for shard in &self.shards {
-            for seat in shard.read().values().flatten() {
+        for share in self.seats.shares() {
+            for seat in share.values().flatten() {
                 if seat.silent_for(now) >= silence || seat.stalled_for(now) >= self.stall_timeout {
                     seat.cut();
                 }
             }
         }
-    }
-
-    fn shard(&self, user: &UserId) -> &Shard {
-        let hash = self.hasher.hash_one(user);
-        // The low bits are as good as any; the mask keeps it within bounds.
-        &self.shards[usize::try_from(hash & (SHARDS as u64 - 1)).unwrap_or(0)]
     }
 }

@@ -304,11 +304,6 @@ impl Queue {
         self.sub_bytes(self.bytes);
     }
 
-    /// Whether offers can succeed.
-    pub fn is_open(&self) -> bool {
-        self.state == State::Open
-    }
-
     /// Whether something waits for the stream to take it.
     pub fn has_waiting(&self) -> bool {
         !self.entries.is_empty() || self.behind || self.rest.is_some() || matches!(self.state, State::Ending(_))

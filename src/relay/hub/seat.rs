@@ -121,11 +121,6 @@ impl Seat {
         self.socket.as_ref().is_some_and(|socket| socket.is_own())
     }
 
-    /// Whether offers can succeed.
-    pub fn is_open(&self) -> bool {
-        self.queue.lock().is_open()
-    }
-
     /// What the stream is to write next.
     pub fn take(&self, now: Instant) -> Option<Taken> {
         self.queue.lock().take(now)
