@@ -179,7 +179,7 @@ impl<'a> Head<'a> {
         }
         let mut headers = [httparse::EMPTY_HEADER; HEADERS];
         let mut request = httparse::Request::new(&mut headers);
-        let length = request.parse(bytes).ok().filter(httparse::Status::is_complete)?.unwrap();
+        let httparse::Status::Complete(length) = request.parse(bytes).ok()? else { return None };
         let (path, query) = request.path.map(|path| path.split_once('?').unwrap_or((path, "")))?;
         if length != bytes.len() || request.version != Some(1) || path != "/v1/stream" {
             return None;
