@@ -99,7 +99,7 @@ fn locate_a_user(bencher: Bencher) {
 fn offer_and_revoke(bencher: Bencher) {
     let hub = Hub::new(&Config::default().stream);
     let bob = user(1);
-    let seat = hub.open(&bob, &DeviceId::parse("phone").expect("a name"), None).expect("a seat");
+    let seat = hub.open(&bob, &DeviceId::parse("phone").expect("a name"), DeviceState::Active, None).expect("a seat");
     let frame = message_frame(&message(), &bob, None);
     let expires_at = Instant::now() + Duration::from_hours(1);
     bencher.bench(|| {

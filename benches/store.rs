@@ -86,7 +86,7 @@ fn store(senders: usize) -> Figures {
     });
     let took = started.elapsed();
     let wal_bytes = std::fs::metadata(dir.path().join("herenow.db-wal")).map_or(0, |meta| meta.len());
-    store.close();
+    runtime.block_on(store.close());
     waits.sort_unstable();
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
     let per_second = waits.len() as f64 / took.as_secs_f64();

@@ -7,11 +7,11 @@ use crate::backend::sqlite::{Options, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
 use crate::http::{self, Admin, Doors, Front, Keys};
-use crate::ports::Store;
+use crate::ports::{Ephemeral, Store};
 use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
-use crate::relay::tasks::Tasks;
+use crate::tasks::Tasks;
 use actix_http::HttpService;
 use actix_service::map_config;
 use actix_web::dev::{AppConfig, Server, ServerHandle};
@@ -40,7 +40,8 @@ const API_CONNECTIONS: usize = 10_000;
 /// A relay with its doors, bound and ready to run.
 pub struct App {
     relay: Relay,
-    store: Arc<SqliteStore>,
+    store: Arc<dyn Store>,
+    plane: Arc<dyn Ephemeral>,
     tasks: Tasks,
     drain: Duration,
     api: Server,
@@ -80,19 +81,18 @@ impl App {
         raise_open_files(config.stream.max);
         let tasks = Tasks::on_this_runtime();
         let mut registry = Registry::with_prefix("herenow");
-        let options = Options::new(config.store.retention, config.store.inbox_max);
-        let store =
-            SqliteStore::open(&config.data_dir, &options, &mut registry).context("the store can't be opened")?;
-        let dyn_store: Arc<dyn Store> = store.clone();
-        let callbacks = Callbacks::start(&dyn_store, &config.callbacks, schedule, &tasks, &mut registry)?;
+        let store = durable_plane(config, &mut registry)?;
+        let plane: Arc<dyn Ephemeral> = Arc::new(MemoryPlane::default());
+        let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;
         let relay = Relay::new(Parts {
             node: config.cluster.node.clone(),
-            plane: Arc::new(MemoryPlane::default()),
-            store: dyn_store,
+            plane: plane.clone(),
+            store: store.clone(),
             callbacks,
             limits: config.limits.clone(),
             stream: config.stream.clone(),
             retention: config.store.retention,
+            confirm_timeout: config.cluster.confirm_timeout,
             tasks: tasks.clone(),
             metrics: Metrics::new(&mut registry),
         });
@@ -101,7 +101,7 @@ impl App {
         let admin = Admin { registry: Arc::new(Mutex::new(registry)) };
         let admin = config.server.admin_listen.map(|at| admin_server(at, &config.stream, &relay, admin)).transpose()?;
         let drain = config.server.drain;
-        Ok(Self { relay, store, tasks, drain, api, address, admin })
+        Ok(Self { relay, store, plane, tasks, drain, api, address, admin })
     }
 
     /// Where the API listens.
@@ -116,7 +116,7 @@ impl App {
 
     /// Serves until `stop`, then drains (CONTRACT.md 9). An essential task that dies ends the process too, and with an error.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { relay, store, tasks, drain, api, admin, address } = self;
+        let Self { relay, store, plane, tasks, drain, api, admin, address } = self;
         tracing::info!(%address, admin = ?admin.as_ref().map(|a| a.address), node.id = %relay.node(), "serving");
         let handle = api.handle();
         let mut server = tokio::task::JoinSet::new();
@@ -140,9 +140,15 @@ impl App {
             handle.stop(false).await;
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
-        tokio::task::spawn_blocking(move || store.close()).await?;
+        plane.leave(relay.node()).await;
+        store.close().await;
         failed.map_or(Ok(()), |why| Err(anyhow::anyhow!(why)))
     }
+}
+
+fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
+    let options = Options::new(config.store.retention, config.store.inbox_max);
+    Ok(SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?)
 }
 
 /// What a killed task or a closed connection may take to end.

@@ -14,5 +14,6 @@ pub mod http;
 pub mod logging;
 pub mod ports;
 pub mod relay;
+pub mod tasks;
 pub mod token;
 pub mod webhook;

@@ -57,14 +57,14 @@ pub trait Directory: Send + Sync + 'static {
     /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor. False if it wasn't there.
     async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<bool, Away>;
 
-    /// Notes activity of a device, and its new state if there is one. False if the device has no seat.
+    /// Notes activity of a device, and its new state if there is one. The seat as it is now; `None` if the device has none.
     async fn touch(
         &self,
         user: &UserId,
         device: &DeviceId,
         state: Option<DeviceState>,
         at: Timestamp,
-    ) -> Result<bool, Away>;
+    ) -> Result<Option<SeatInfo>, Away>;
 
     /// The presence of each user, in order. Seats of nodes that are known to be dead are left out.
     async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away>;
@@ -83,6 +83,9 @@ pub trait Directory: Send + Sync + 'static {
 
     /// Takes a ticket out; `None` if there is none, or it has expired, or it was used.
     async fn take_ticket(&self, digest: [u8; 32], now: Timestamp) -> Result<Option<Ticket>, Away>;
+
+    /// Whether presence can be asked now, and this node hears what others send it.
+    async fn check(&self) -> Result<(), Away>;
 }
 
 /// SHA-256 of a request body.
@@ -95,7 +98,9 @@ pub struct KeyClaim {
     pub body: BodyHash,
     /// From when on the key may be used anew.
     pub expires_at: Timestamp,
-    /// Now.
+    /// The id of the message that is about to be sent.
+    pub id: Uuid,
+    /// Now, and when that message was accepted.
     pub now: Timestamp,
 }
 
@@ -110,6 +115,13 @@ pub enum Claimed {
     InProgress,
     /// It was used with another body.
     OtherBody,
+    /// The node that was sending the same body died before it knew the outcome: it is never sent again.
+    Abandoned {
+        /// Of the message.
+        id: Uuid,
+        /// When it was accepted.
+        sent_at: Timestamp,
+    },
 }
 
 /// Why a key can't be claimed.
@@ -169,6 +181,8 @@ pub enum Notice {
     Stored(Vec<UserId>),
     /// End this stream: it was replaced or kicked.
     Close(SeatInfo, Bye),
+    /// A device was active, or said that it is looked at or not, through another node: its seat as the directory now has it.
+    Touched(SeatInfo),
 }
 
 /// Why a stream ends (CONTRACT.md 4).
@@ -235,6 +249,9 @@ pub trait Bus: Send + Sync + 'static {
 
     /// From now on offers and notices for this node go to `door`.
     async fn listen(&self, node: &NodeId, door: Arc<dyn NodeDoor>) -> Result<(), Away>;
+
+    /// This node ends: what it still has in the plane is given back, as far as it can be reached.
+    async fn leave(&self, node: &NodeId);
 }
 
 /// Where a node takes in what the bus brings.
@@ -244,6 +261,12 @@ pub trait NodeDoor: Send + Sync + 'static {
     async fn offered(&self, offer: RemoteOffer) -> Result<Verdict, OfferError>;
     /// Heeds a notice.
     async fn noticed(&self, notice: Notice);
+    /// Every seat that this node holds now: what the directory should say of it. The plane asks after it may have forgotten some.
+    fn seats(&self) -> Vec<SeatInfo>;
+    /// Whether this very seat is still held.
+    fn holds(&self, seat: &SeatInfo) -> bool;
+    /// The plane is reachable again after it was not: notices may have been lost meanwhile.
+    fn resumed(&self);
 }
 
 /// The ephemeral plane as one.
@@ -557,4 +580,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether it can write now.
     async fn check(&self) -> Result<(), StoreError>;
+
+    /// Does what was handed in, and refuses what comes later.
+    async fn close(&self);
 }

@@ -3,7 +3,7 @@
 use super::flaw::Flaw;
 use super::keys::{KEYS, position};
 use super::load::Loaded;
-use super::sections::{Callbacks, Config, Outlet};
+use super::sections::{Callbacks, Config, Outlet, RedisMode};
 use reqwest::Url;
 use std::net::IpAddr;
 
@@ -27,7 +27,30 @@ pub(super) fn flaws(loaded: &Loaded) -> Vec<Flaw> {
             as_given(loaded, "server.admin_listen")
         )));
     }
+    flaws.extend(planes(loaded).into_iter().map(Flaw::of_the_whole));
     flaws.extend(outlets(config).filter_map(|(key, outlet)| denied_url(loaded, key, outlet)));
+    flaws
+}
+
+/// What the keys of the two planes must be to each other (CONTRACT.md 9).
+fn planes(loaded: &Loaded) -> Vec<String> {
+    let Config { redis, store, cluster, .. } = &loaded.config;
+    let mut flaws = Vec::new();
+    if redis.url.is_none() {
+        return flaws;
+    }
+    if store.url.is_none() && !cluster.single_node {
+        flaws.push(format!(
+            "{} needs `store.url`: with SQLite each node would have inboxes of its own; `cluster.single_node = true` says that there is one node only",
+            as_given(loaded, "redis.url")
+        ));
+    }
+    if (redis.mode == RedisMode::Sentinel) != redis.sentinel_master.is_some() {
+        flaws.push("`redis.mode = \"sentinel\"` and `redis.sentinel_master` go together".to_owned());
+    }
+    if redis.mode == RedisMode::Standalone && !redis.nodes.is_empty() {
+        flaws.push("`redis.nodes` is for `redis.mode` `cluster` or `sentinel`".to_owned());
+    }
     flaws
 }
 
@@ -36,7 +59,10 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     let guessable = format!(
         "auth.device_secrets: {short} of them shorter than 32 bytes; whoever has one token can try to guess such a secret offline"
     );
-    (short > 0).then_some(guessable).into_iter().collect()
+    let lonely =
+        "store.url without redis.url: this must be the only node, for nothing would tell others of new messages";
+    let is_lonely = config.store.url.is_some() && config.redis.url.is_none() && !config.cluster.single_node;
+    [(short > 0).then_some(guessable), is_lonely.then(|| lonely.to_owned())].into_iter().flatten().collect()
 }
 
 fn outlets(config: &Config) -> impl Iterator<Item = (&'static str, &Outlet)> {

@@ -1,7 +1,7 @@
 //! What is in force where nothing is configured. The table of keys reads the defaults from here, so they stand in one place.
 
 use super::sections::{
-    Auth, Callbacks, Cluster, Config, Limits, Log, LogFormat, Outlet, Secret, Server, Store, Stream,
+    Auth, Callbacks, Cluster, Config, Limits, Log, LogFormat, Outlet, Redis, RedisMode, Secret, Server, Store, Stream,
 };
 use crate::domain::seat::NodeId;
 use ipnet::IpNet;
@@ -16,8 +16,20 @@ impl Default for Config {
             data_dir: "./herenow-data".into(),
             server: server(),
             auth: Auth { api_keys: Vec::new(), device_secrets: Vec::new(), audience: None, self_made: false },
-            store: Store { retention: 7 * 24 * HOUR, inbox_max: 10_000 },
-            cluster: Cluster { node: random_node(), confirm_timeout: Duration::from_millis(900) },
+            redis: Redis {
+                url: None,
+                mode: RedisMode::Standalone,
+                nodes: Vec::new(),
+                sentinel_master: None,
+                prefix: "herenow".to_owned(),
+            },
+            store: Store { url: None, retention: 7 * 24 * HOUR, inbox_max: 10_000 },
+            cluster: Cluster {
+                node: random_node(),
+                lease: Duration::from_secs(10),
+                confirm_timeout: Duration::from_millis(900),
+                single_node: false,
+            },
             stream: stream(),
             limits: limits(),
             callbacks: callbacks(),

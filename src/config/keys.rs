@@ -2,8 +2,8 @@
 
 use super::sections::Config;
 use super::slot::Slot::{
-    self, Address, AddressOrOff, Count, Count64, Format, Level, Millis, Networks, Node, Origins, Path, Seconds,
-    SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
+    self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
+    Origins, Path, Prefix, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -93,6 +93,32 @@ pub static KEYS: &[Key] = &[
     .by_default(MADE),
     Key::new("auth.audience", TextOrNone(|c| &mut c.auth.audience), "If given, a device token must name it in `aud`."),
     Key::new(
+        "redis.url",
+        AnyUrlOrNone(&["redis", "rediss"], |c| &mut c.redis.url),
+        "Presence and the way between nodes: `redis://user:password@host:6379/0`, or `rediss://` for TLS. None: this process's memory.",
+    ),
+    Key::new("redis.mode", Mode(|c| &mut c.redis.mode), "What the Redis is."),
+    Key::new(
+        "redis.nodes",
+        Nodes(|c| &mut c.redis.nodes),
+        "More addresses, beside the one of `redis.url`: of the Cluster's nodes, or of the Sentinels. Credentials, TLS and database are those of `redis.url`.",
+    ),
+    Key::new(
+        "redis.sentinel_master",
+        TextOrNone(|c| &mut c.redis.sentinel_master),
+        "The name by which the Sentinels know the master.",
+    ),
+    Key::new(
+        "redis.prefix",
+        Prefix(|c| &mut c.redis.prefix),
+        "Begins every key and channel in Redis, so that several installations can share one.",
+    ),
+    Key::new(
+        "store.url",
+        AnyUrlOrNone(&["postgres", "postgresql"], |c| &mut c.store.url),
+        "The durable plane: `postgres://user:password@host:5432/database?sslmode=require`. None: SQLite under `data_dir`.",
+    ),
+    Key::new(
         "store.retention_s",
         Seconds(1..=315_360_000, |c| &mut c.store.retention),
         "How long a persisted message is kept, if it doesn't say less itself.",
@@ -105,9 +131,19 @@ pub static KEYS: &[Key] = &[
     Key::new("cluster.node", Node(|c| &mut c.cluster.node), "This process's name, as presence shows it.")
         .by_default("random at each start"),
     Key::new(
+        "cluster.lease_s",
+        Seconds(3..=300, |c| &mut c.cluster.lease),
+        "A node that is not heard of for this long is dead: its devices are offline then.",
+    ),
+    Key::new(
         "cluster.confirm_timeout_ms",
         Millis(1..=60_000, |c| &mut c.cluster.confirm_timeout),
         "How long another node may take to say what became of an online-only message.",
+    ),
+    Key::new(
+        "cluster.single_node",
+        Switch(|c| &mut c.cluster.single_node),
+        "Allows Redis together with SQLite: this is the only node, and no other will ever share that Redis.",
     ),
     Key::new(
         "stream.heartbeat_s",
@@ -217,14 +253,6 @@ pub(super) static NOT_YET: &[&str] = &[
     "server.tls.key",
     "auth.device_public_keys",
     "auth.jwks_url",
-    "redis.url",
-    "redis.mode",
-    "redis.nodes",
-    "redis.sentinel_master",
-    "redis.prefix",
-    "store.url",
-    "cluster.lease_s",
-    "cluster.single_node",
     "limits.sends_per_s",
     "limits.sends_per_s_per_from",
     "limits.group_members",

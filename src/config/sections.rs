@@ -36,6 +36,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub server: Server,
     pub auth: Auth,
+    pub redis: Redis,
     pub store: Store,
     pub cluster: Cluster,
     pub stream: Stream,
@@ -67,10 +68,34 @@ pub struct Auth {
     pub self_made: bool,
 }
 
+/// `redis.*`
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is the key of its name")]
+pub struct Redis {
+    /// `None`: presence is kept in this process's memory.
+    pub url: Option<Secret>,
+    pub mode: RedisMode,
+    /// `host:port`
+    pub nodes: Vec<String>,
+    pub sentinel_master: Option<String>,
+    pub prefix: String,
+}
+
+/// `redis.mode`
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "said by the names")]
+pub enum RedisMode {
+    Standalone,
+    Cluster,
+    Sentinel,
+}
+
 /// `store.*`
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each field is the key of its name")]
 pub struct Store {
+    /// `None`: SQLite under `data_dir`.
+    pub url: Option<Secret>,
     pub retention: Duration,
     pub inbox_max: u64,
 }
@@ -80,7 +105,9 @@ pub struct Store {
 #[expect(missing_docs, reason = "each field is the key of its name")]
 pub struct Cluster {
     pub node: NodeId,
+    pub lease: Duration,
     pub confirm_timeout: Duration,
+    pub single_node: bool,
 }
 
 /// `stream.*`

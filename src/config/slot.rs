@@ -2,7 +2,7 @@
 
 use super::given::Given;
 use super::levels::level_rules;
-use super::sections::{Config, LogFormat, Secret};
+use super::sections::{Config, LogFormat, RedisMode, Secret};
 use crate::domain::seat::NodeId;
 use ipnet::IpNet;
 use reqwest::Url;
@@ -35,6 +35,12 @@ pub(super) enum Slot {
     Node(Field<NodeId>),
     TextOrNone(Field<Option<String>>),
     UrlOrNone(Field<Option<Url>>),
+    /// A URL of one of these schemes, which may hold a password.
+    AnyUrlOrNone(&'static [&'static str], Field<Option<Secret>>),
+    Mode(Field<RedisMode>),
+    /// `host:port` each.
+    Nodes(Field<Vec<String>>),
+    Prefix(Field<String>),
     Origins(Field<Vec<String>>),
     Networks(Field<Vec<IpNet>>),
     Secrets(SecretRule, Field<Vec<Secret>>),
@@ -65,6 +71,12 @@ impl Slot {
             Self::Node(field) => *field(config) = NodeId::parse(&given.text()?).map_err(|e| e.to_string())?,
             Self::TextOrNone(field) => *field(config) = unless_empty(given, |text| Ok(text.to_owned()))?,
             Self::UrlOrNone(field) => *field(config) = unless_empty(given, url)?,
+            Self::AnyUrlOrNone(schemes, field) => {
+                *field(config) = unless_empty(given, |text| url_of_scheme(text, schemes))?;
+            }
+            Self::Mode(field) => *field(config) = mode(&given.text()?)?,
+            Self::Nodes(field) => *field(config) = each(given, node_address)?,
+            Self::Prefix(field) => *field(config) = prefix(&given.text()?)?,
             Self::Origins(field) => *field(config) = each(given, origin)?,
             Self::Networks(field) => *field(config) = each(given, network)?,
             Self::Secrets(rule, field) => *field(config) = secrets(given, *rule)?,
@@ -89,6 +101,10 @@ impl Slot {
             Self::Node(_) => "a name of 1 to 128 characters".into(),
             Self::TextOrNone(_) => "a text, or empty (none)".into(),
             Self::UrlOrNone(_) => "an `http://` or `https://` URL, or empty (none)".into(),
+            Self::AnyUrlOrNone(schemes, _) => format!("a `{}://` URL, or empty (none)", schemes.join("://` or `")),
+            Self::Mode(_) => "`standalone`, `cluster` or `sentinel`".into(),
+            Self::Nodes(_) => "a list of addresses, such as `redis-2:6379`".into(),
+            Self::Prefix(_) => "1 to 64 letters, digits, `-`, `_`, `.` or `:`".into(),
             Self::Origins(_) => "a list of origins, such as `https://app.example.com`".into(),
             Self::Networks(_) => "a list of networks, such as `10.0.0.0/8`".into(),
             Self::Secrets(..) => "a list of texts".into(),
@@ -112,10 +128,14 @@ impl Slot {
             Self::Node(field) => quoted(field(config)),
             Self::TextOrNone(field) => field(config).as_ref().map_or_else(nothing, quoted),
             Self::UrlOrNone(field) => field(config).as_ref().map_or_else(nothing, |url| quoted(masked(url))),
-            Self::Origins(field) => list(field(config)),
+            Self::AnyUrlOrNone(_, field) => {
+                field(config).as_ref().map_or_else(nothing, |url| quoted(masked_text(url.expose())))
+            }
+            Self::Mode(field) => quoted(mode_name(*field(config))),
+            Self::Origins(field) | Self::Nodes(field) => list(field(config)),
             Self::Networks(field) => list(field(config).iter().map(ToString::to_string)),
             Self::Secrets(_, field) => list(field(config).iter().map(|_| MASK)),
-            Self::Level(field) => quoted(field(config)),
+            Self::Level(field) | Self::Prefix(field) => quoted(field(config)),
             Self::Format(field) => quoted(format_name(*field(config))),
         }
     }
@@ -186,6 +206,55 @@ fn url(text: &str) -> Result<Url, String> {
     match url.scheme() {
         "http" | "https" => Ok(url),
         other => Err(format!("is a `{other}:` one")),
+    }
+}
+
+/// Such a URL may name several hosts, which the usual parser of URLs doesn't know; whoever connects reads the rest of it.
+fn url_of_scheme(text: &str, schemes: &[&str]) -> Result<Secret, String> {
+    let (scheme, rest) = text.split_once("://").ok_or("is none")?;
+    if !schemes.contains(&scheme) {
+        return Err(format!("is a `{scheme}:` one"));
+    }
+    if rest.is_empty() { Err("names no host".to_owned()) } else { Ok(Secret::new(text)) }
+}
+
+/// What stands before the host and after the path may be secret.
+fn masked_text(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?***"));
+    match rest.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://{MASK}@{host}{query}"),
+        None => format!("{scheme}://{rest}{query}"),
+    }
+}
+
+fn node_address(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("has no port")?;
+    if host.is_empty() || port.parse::<u16>().is_err() { Err("is none".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// Braces would be a Cluster's hash tag, and spaces would be hard to type.
+fn prefix(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    if (1..=64).contains(&text.len()) && text.chars().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("is {text:?}"))
+    }
+}
+
+fn mode(text: &str) -> Result<RedisMode, String> {
+    [RedisMode::Standalone, RedisMode::Cluster, RedisMode::Sentinel]
+        .into_iter()
+        .find(|&mode| mode_name(mode) == text)
+        .ok_or_else(|| format!("is {text:?}"))
+}
+
+fn mode_name(mode: RedisMode) -> &'static str {
+    match mode {
+        RedisMode::Standalone => "standalone",
+        RedisMode::Cluster => "cluster",
+        RedisMode::Sentinel => "sentinel",
     }
 }
 

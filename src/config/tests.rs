@@ -147,7 +147,7 @@ fn an_unknown_name_is_refused_with_what_was_meant() {
         ("[store]\nretention = 5", "unknown key `store.retention`, did you mean `store.retention_s`?"),
         ("\"server.listen\" = ''", "unknown key `\"server.listen\"`, did you mean `server.listen`?"),
         ("[bananas]", "unknown key `bananas`"),
-        ("[redis]\nurl = 'redis://x'", "`redis.url` is not in this version of herenow"),
+        ("[otel]\nendpoint = 'http://x'", "`otel.endpoint` is not in this version of herenow"),
     ] {
         let line = only_flaw(&Sources::of_toml(text));
         assert!(line.ends_with(&format!(": {told}")), "{text:?} gave {line:?}");
@@ -156,7 +156,7 @@ fn an_unknown_name_is_refused_with_what_was_meant() {
         ("HERENOW_SERVER_LISTEN", "unknown key `HERENOW_SERVER_LISTEN`, did you mean `HERENOW_SERVER__LISTEN`?"),
         ("HERENOW_log__level", "unknown key `HERENOW_log__level`, did you mean `HERENOW_LOG__LEVEL`?"),
         ("HERENOW_BANANAS", "unknown key `HERENOW_BANANAS`"),
-        ("HERENOW_STORE__URL", "`HERENOW_STORE__URL` is not in this version of herenow"),
+        ("HERENOW_OTEL__ENDPOINT", "`HERENOW_OTEL__ENDPOINT` is not in this version of herenow"),
     ] {
         assert_eq!(only_flaw(&env(&[(name, "x")])), format!("{name}: {told}"));
     }
@@ -320,6 +320,29 @@ fn the_report_names_every_key_its_value_and_its_place_and_masks_secrets() {
         assert!(!report.contains(hidden), "{hidden}");
     }
     assert!(toml::from_str::<toml::Table>(&report).is_ok(), "what is reported can be put into a file");
+}
+
+#[test]
+fn the_keys_of_the_planes_fit_together() {
+    let both = "redis.url = 'rediss://u:hunter2@h/0?x=hunter2'\nstore.url = 'postgres://h,i/d'\n";
+    let report = load(&Sources::of_toml(both)).unwrap().report();
+    assert!(
+        report.contains("redis.url = \"rediss://***@h/0?***\"") && report.contains("\"postgres://h,i/d\""),
+        "{report}"
+    );
+    for (text, told) in [
+        ("redis.url = 'redis://h'", "needs `store.url`"),
+        ("redis.url = 'http://h'", "must be a `redis://` or `rediss://` URL"),
+        ("redis.url = 'redis://h'\nredis.mode = 'sentinel'\nstore.url = 'postgres://h/d'", "go together"),
+        ("redis.url = 'redis://h'\nredis.nodes = ['a:1']\nstore.url = 'postgres://h/d'", "`redis.nodes` is for"),
+        ("redis.nodes = ['a']", "has no port"),
+        ("redis.prefix = '{x}'", "must be 1 to 64 letters"),
+    ] {
+        let line = only_flaw(&Sources::of_toml(text));
+        assert!(line.contains(told), "{text:?} gave {line:?}");
+    }
+    assert!(flaws(&Sources::of_toml("redis.url = 'redis://h'\ncluster.single_node = true")).is_empty());
+    assert_eq!(load(&set("store.url", "postgres://h/d")).unwrap().warnings.len(), 1);
 }
 
 #[test]

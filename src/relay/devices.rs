@@ -7,7 +7,7 @@ use super::stream::{Start, Stream, goodbye};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, DeviceState, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::{Acked, Bye, Notice, Page, PageLimit, Position, Ticket};
+use crate::ports::{Acked, Bye, Notice, Page, PageLimit, Position, SeatError, Ticket};
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,23 +58,20 @@ impl Relay {
     pub async fn open_stream(&self, request: OpenStream) -> Result<Stream, Error> {
         self.check_not_draining()?;
         let OpenStream { user, device, after, state, until, socket, closed } = request;
-        let seat = self.0.hub.open(&user, &device, socket).map_err(|full| Error::Overloaded(full.to_string()))?;
+        let seat = self.0.hub.open(&user, &device, state, socket);
+        let seat = seat.map_err(|full| Error::Overloaded(full.to_string()))?;
         self.0.metrics.streams.inc();
         self.0.metrics.streams_opened.inc();
         // From here on the guard leaves the seat again, whatever fails.
         let guard = Leave { relay: self, seat: Some(&seat) };
         let now = Timestamp::now();
-        let info = SeatInfo {
-            user: user.clone(),
-            device: device.clone(),
-            node: self.0.node.clone(),
-            connection: seat.connection(),
-            state,
-            connected_at: now,
-            last_active_at: now,
-        };
-        if let Some(older) = self.0.plane.seat(info, self.0.stream.devices_per_user).await? {
-            self.end_seat(older, Bye::Replaced).await;
+        match self.0.plane.seat(seat.info(&self.0.node), self.0.stream.devices_per_user).await {
+            Ok(None) => {}
+            Ok(Some(older)) => self.end_seat(older, Bye::Replaced).await,
+            // Persisted messages need no presence, and an error would be final for a browser's `EventSource`. The plane seats all streams
+            // when it is back (CONTRACT.md 10.8).
+            Err(SeatError::Away(away)) => tracing::debug!(%away, "a stream is open without a seat in the directory"),
+            Err(error @ SeatError::TooManyDevices(_)) => return Err(error.into()),
         }
         let position = self.0.store.position(&user, &device, now).await?;
         self.0.notes.seen(&user, &device, now);
@@ -125,18 +122,35 @@ impl Relay {
             return Err(Error::AckAhead { newest });
         }
         // It is durable; whether it also counts as activity is a matter of presence alone.
-        if let Err(error) = self.0.plane.touch(user, device, None, now).await {
-            tracing::debug!(%error, "an ack could not be counted as activity");
+        match self.0.plane.touch(user, device, None, now).await {
+            Ok(seat) => seat.iter().for_each(|seat| self.note_touched(seat)),
+            Err(error) => tracing::debug!(%error, "an ack could not be counted as activity"),
         }
         Ok(())
     }
 
     /// Notes whether the device is looked at.
     pub async fn set_state(&self, user: &UserId, device: &DeviceId, state: DeviceState) -> Result<(), Error> {
-        if self.0.plane.touch(user, device, Some(state), Timestamp::now()).await? {
-            Ok(())
+        let touched = self.0.plane.touch(user, device, Some(state), Timestamp::now()).await?;
+        let seat = touched.ok_or(Error::NotFound("this device has no open stream"))?;
+        if seat.node == self.0.node {
+            self.note_touched(&seat);
         } else {
-            Err(Error::NotFound("this device has no open stream"))
+            // The node that holds the stream says it again should the directory forget it.
+            let node = seat.node.clone();
+            if let Err(error) = self.0.plane.tell(&node, Notice::Touched(seat)).await {
+                tracing::debug!(node.id = %node, %error, "another node could not be told of a device's state");
+            }
+        }
+        Ok(())
+    }
+
+    /// The seat's own copy of what the directory says of it, if it is here.
+    pub(super) fn note_touched(&self, seat: &SeatInfo) {
+        if seat.node == self.0.node
+            && let Some(held) = self.0.hub.find(&seat.user, seat.connection)
+        {
+            held.note_touched(seat);
         }
     }
 

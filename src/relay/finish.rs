@@ -1,6 +1,6 @@
 //! Work that is finished even if the caller goes away.
 
-use super::tasks::Tasks;
+use crate::tasks::Tasks;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 

@@ -3,15 +3,16 @@
 use super::hub::Hub;
 use super::metrics::Metrics;
 use super::notes::Notes;
-use super::tasks::Tasks;
 use crate::config;
 use crate::domain::message::Cursor;
 use crate::domain::seat::NodeId;
 use crate::ports::{Away, Ephemeral, KeyError, SeatError, Store, StoreError, TicketError};
 use crate::relay::callbacks::Callbacks;
+use crate::tasks::Tasks;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// The relay, cheap to clone.
 #[derive(Clone)]
@@ -27,6 +28,10 @@ pub(super) struct Inner {
     pub(super) limits: config::Limits,
     pub(super) stream: config::Stream,
     pub(super) retention: Duration,
+    /// `cluster.confirm_timeout_ms`
+    pub(super) confirm_timeout: Duration,
+    /// Streams may have missed what another node told: they are to be compared with the store.
+    pub(super) catch_up: Notify,
     pub(super) tasks: Tasks,
     pub(super) metrics: Metrics,
     draining: AtomicBool,
@@ -56,6 +61,8 @@ pub struct Parts {
     pub stream: config::Stream,
     /// `store.retention_s`: the longest and the usual life of a persisted message.
     pub retention: Duration,
+    /// `cluster.confirm_timeout_ms`: how long another node may take to say what became of an offer.
+    pub confirm_timeout: Duration,
     pub tasks: Tasks,
     pub metrics: Metrics,
 }
@@ -137,7 +144,7 @@ impl From<TicketError> for Error {
 impl Relay {
     /// A relay of these parts; [`Relay::start`] sets its tasks going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { node, plane, store, callbacks, limits, stream, retention, tasks, metrics } = parts;
+        let Parts { node, plane, store, callbacks, limits, stream, retention, confirm_timeout, tasks, metrics } = parts;
         Self(Arc::new(Inner {
             node,
             hub: Hub::new(&stream),
@@ -148,6 +155,8 @@ impl Relay {
             limits,
             stream,
             retention,
+            confirm_timeout,
+            catch_up: Notify::new(),
             tasks,
             metrics,
             draining: AtomicBool::new(false),
@@ -206,7 +215,7 @@ impl Relay {
     /// What is away now, by name; empty if all is well (CONTRACT.md 9, `/readyz`).
     pub async fn away(&self) -> Vec<&'static str> {
         let mut away = vec![];
-        if self.0.plane.locate(&[]).await.is_err() {
+        if self.0.plane.check().await.is_err() {
             away.push("presence");
         }
         if self.0.store.check().await.is_err() {

@@ -12,5 +12,4 @@ pub mod online_only;
 mod persisted;
 pub mod send;
 pub mod stream;
-pub mod tasks;
 mod upkeep;

@@ -77,16 +77,23 @@ struct Sending {
 }
 
 impl Relay {
-    pub(super) async fn send_online_only(&self, draft: &Draft, users: &[UserId]) -> Result<Report, Error> {
+    /// Sends it as the message `id`, accepted at `sent_at`.
+    pub(super) async fn send_online_only(
+        &self,
+        draft: &Draft,
+        users: &[UserId],
+        id: Uuid,
+        sent_at: Timestamp,
+    ) -> Result<Report, Error> {
         let accepted = Instant::now();
         let message = Message {
-            id: Uuid::now_v7(),
+            id,
             from: draft.from.clone(),
             group: None,
             kind: draft.kind.clone(),
             payload: draft.payload.clone(),
             online_only: true,
-            sent_at: Timestamp::now(),
+            sent_at,
         };
         let presences = self.0.plane.locate(users).await?;
         let sending = self.sending(&draft.mode, accepted);
@@ -189,7 +196,8 @@ impl Relay {
                 collapse_key: sending.collapse_key.clone(),
             };
             let answer = self.0.plane.offer(&seat.node, offer);
-            return timeout_at(sending.deadline.into(), answer).await.unwrap_or(Err(OfferError::Unknown));
+            let until = sending.deadline.min(now + self.0.confirm_timeout);
+            return timeout_at(until.into(), answer).await.unwrap_or(Err(OfferError::Unknown));
         }
         let offer =
             Offer { frame: frame.clone(), expires_at: sending.expires_at, collapse_key: sending.collapse_key.clone() };
@@ -275,6 +283,18 @@ impl NodeDoor for Relay {
 
     async fn noticed(&self, notice: Notice) {
         self.heed(notice);
+    }
+
+    fn seats(&self) -> Vec<SeatInfo> {
+        self.0.hub.seats().iter().map(|seat| seat.info(&self.0.node)).collect()
+    }
+
+    fn holds(&self, seat: &SeatInfo) -> bool {
+        self.0.hub.find(&seat.user, seat.connection).is_some()
+    }
+
+    fn resumed(&self) {
+        self.0.catch_up.notify_one();
     }
 }
 

@@ -138,6 +138,7 @@ impl Relay {
             Notice::Close(seat, bye) => {
                 self.0.hub.end(&seat.user, seat.connection, bye);
             }
+            Notice::Touched(seat) => self.note_touched(&seat),
         }
     }
 

@@ -50,7 +50,7 @@ impl Relay {
         let users = recipients(&draft)?;
         match draft.mode {
             Mode::OnlineOnly { .. } => match key {
-                None => self.send_online_only(&draft, &users).await.map(first),
+                None => self.send_online_only(&draft, &users, Uuid::now_v7(), Timestamp::now()).await.map(first),
                 Some(key) => self.send_online_only_once(&draft, &users, &key).await,
             },
             Mode::Persisted { .. } => self.send_persisted_once(draft, users, key).await,
@@ -65,14 +65,19 @@ impl Relay {
         {
             return Err(Error::KeyReused);
         }
-        let claim = KeyClaim { body: key.body, now, expires_at: now.plus(ONLINE_ONLY_WINDOW) };
+        let id = Uuid::now_v7();
+        let claim = KeyClaim { body: key.body, now, expires_at: now.plus(ONLINE_ONLY_WINDOW), id };
         match self.0.plane.claim_key(&key.key, claim).await? {
             Claimed::New => {}
             Claimed::InProgress => return Err(Error::KeyInProgress),
             Claimed::OtherBody => return Err(Error::KeyReused),
             Claimed::Answered(answer) => return Ok(Sent { answer: remembered(&answer, users), replayed: true }),
+            Claimed::Abandoned { id, sent_at } => {
+                let answer = Answer::OnlineOnly(Report::unconfirmed(id, sent_at, users));
+                return Ok(Sent { answer, replayed: true });
+            }
         }
-        let result = self.send_online_only(draft, users).await;
+        let result = self.send_online_only(draft, users, id, now).await;
         // Only a refusal before anything was offered gives the key back: such are all errors of an online-only send.
         let answer = result.as_ref().ok().and_then(|report| serde_json::to_vec(report).ok()).map(Bytes::from);
         self.0.plane.settle_key(&key.key, answer).await?;

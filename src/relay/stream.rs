@@ -71,6 +71,7 @@ impl Stream {
     ) -> Self {
         let ready = frame::ready(seat.user(), seat.device(), relay.node(), start.after);
         let gap = start.gap.map(|reason| frame::gap(reason, start.after));
+        seat.note_shown(start.after);
         let heartbeat_at = Instant::now() + relay.0.stream.heartbeat;
         let wake_at = end_at.map_or(heartbeat_at, |(at, _)| at.min(heartbeat_at));
         Self {
@@ -179,13 +180,18 @@ impl Stream {
     fn written_up_to(&mut self, cursor: Cursor) {
         let (user, device) = (self.seat.user(), self.seat.device());
         self.relay.0.notes.delivered(user, device, self.last, cursor, Timestamp::now());
-        self.last = cursor;
+        self.move_to(cursor);
+    }
+
+    fn move_to(&mut self, last: Cursor) {
+        self.last = last;
+        self.seat.note_shown(last);
     }
 
     fn next_of_page(&mut self) -> Option<Bytes> {
         let Some(entry) = self.page.pop_front() else {
             // Holes at the page's end count as passed once all before them is written.
-            self.last = self.last.max(self.page_end);
+            self.move_to(self.last.max(self.page_end));
             return None;
         };
         let frame = message_frame(&entry.message, self.seat.user(), Some(entry.cursor));
@@ -209,14 +215,14 @@ impl Stream {
                     self.page_end = page.next;
                     self.page = page.entries.into();
                     if let Some(lost_to) = lost_to {
-                        self.last = lost_to;
+                        self.move_to(lost_to);
                         self.opening.push_back(frame::gap(GapReason::Expired, lost_to));
                         return true;
                     }
                     if !self.page.is_empty() {
                         return true;
                     }
-                    self.last = self.last.max(self.page_end);
+                    self.move_to(self.last.max(self.page_end));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a stream could not read the store and will try again");

@@ -8,9 +8,27 @@ use rand::RngExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
 
 /// How often expired messages are looked for when there were none the last time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often streams are compared with the store when nothing is known to have been missed.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
+/// So many users are asked for in one query, with a pause after it.
+const COMPARE_AT_ONCE: usize = 1_000;
+const COMPARE_PAUSE: Duration = Duration::from_millis(5);
+/// A bus that comes and goes doesn't have the store asked more often than this.
+const COMPARE_REST: Duration = Duration::from_millis(500);
+
+/// False if it was cancelled.
+async fn sleep_unless_cancelled(time: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => false,
+        () = sleep(time) => true,
+    }
+}
 
 impl Relay {
     /// Opens the node's door on the bus and sets its loops going.
@@ -26,6 +44,8 @@ impl Relay {
         tasks.spawn_essential("watch", async move { relay.watch_streams().await });
         let relay = self.clone();
         tasks.spawn_essential("sweep", async move { relay.sweep_store().await });
+        let relay = self.clone();
+        tasks.spawn_essential("compare", async move { relay.compare_streams().await });
         Ok(())
     }
 
@@ -37,6 +57,43 @@ impl Relay {
                 biased;
                 () = self.0.tasks.drain.cancelled() => return,
                 _ = tick.tick() => self.0.hub.watch(Instant::now()),
+            }
+        }
+    }
+
+    /// The backstop for what another node told and this one didn't hear: now and then, and whenever the bus was away, each stream's place is
+    /// compared with the newest number of its user. Spread out, so that the store is asked for a thousand users at a time.
+    async fn compare_streams(&self) {
+        loop {
+            let pause = COMPARE_INTERVAL.mul_f64(rand::rng().random_range(0.8..=1.2));
+            tokio::select! {
+                biased;
+                () = self.0.tasks.drain.cancelled() => return,
+                () = self.0.catch_up.notified() => {}
+                () = sleep(pause) => if !self.0.plane.has_other_nodes() { continue },
+            }
+            let seats = self.0.hub.seats();
+            for bite in seats.chunks(COMPARE_AT_ONCE) {
+                let users: Vec<_> = bite.iter().map(|seat| seat.user().clone()).collect();
+                match self.0.store.newest(&users).await {
+                    Ok(newest) => {
+                        let lagging = bite.iter().zip(newest).filter(|(seat, newest)| seat.lags(*newest));
+                        lagging.for_each(|(seat, _)| seat.set_behind());
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "streams could not be compared with the store and will be again");
+                        self.0.catch_up.notify_one();
+                        break;
+                    }
+                }
+                tokio::select! {
+                    biased;
+                    () = self.0.tasks.drain.cancelled() => return,
+                    () = sleep(COMPARE_PAUSE) => {}
+                }
+            }
+            if !sleep_unless_cancelled(COMPARE_REST, &self.0.tasks.drain).await {
+                return;
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::domain::time::Timestamp;
 use crate::ports::{Claimed, Directory, KeyClaim, SeatError, Ticket};
 use bytes::Bytes;
 use std::time::Duration;
+use uuid::Uuid;
 
 fn user(name: &str) -> UserId {
     UserId::parse(name).unwrap()
@@ -70,7 +71,7 @@ async fn the_version_grows_with_every_change(d: &impl Directory) {
     for step in 0..4 {
         match step {
             0 => drop(d.seat(seat("bob", "a", 1), 20).await.unwrap()),
-            1 => assert!(d.touch(&user("bob"), &device("a"), None, Timestamp::from_ms(5_000)).await.unwrap()),
+            1 => assert!(d.touch(&user("bob"), &device("a"), None, Timestamp::from_ms(5_000)).await.unwrap().is_some()),
             2 => assert!(d.unseat(&user("bob"), &device("a"), 1).await.unwrap()),
             _ => drop(d.seat(seat("bob", "a", 2), 20).await.unwrap()),
         }
@@ -83,17 +84,19 @@ async fn the_version_grows_with_every_change(d: &impl Directory) {
 async fn activity_never_goes_back(d: &impl Directory) {
     d.seat(seat("bob", "a", 1), 20).await.unwrap();
     let at = Timestamp::from_ms(9_000);
-    assert!(d.touch(&user("bob"), &device("a"), Some(DeviceState::Background), at).await.unwrap());
-    assert!(d.touch(&user("bob"), &device("a"), None, Timestamp::from_ms(2_000)).await.unwrap());
+    let touched = d.touch(&user("bob"), &device("a"), Some(DeviceState::Background), at).await.unwrap().unwrap();
+    assert_eq!((touched.connection, touched.state, touched.last_active_at), (1, DeviceState::Background, at));
+    assert!(d.touch(&user("bob"), &device("a"), None, Timestamp::from_ms(2_000)).await.unwrap().is_some());
     let found = d.locate(&[user("bob")]).await.unwrap();
     assert_eq!((found[0].seats[0].state, found[0].seats[0].last_active_at), (DeviceState::Background, at));
-    assert!(!d.touch(&user("bob"), &device("b"), None, at).await.unwrap(), "not online");
-    assert!(!d.touch(&user("carol"), &device("a"), None, at).await.unwrap(), "never seen");
+    assert_eq!(d.touch(&user("bob"), &device("b"), None, at).await.unwrap(), None, "not online");
+    assert_eq!(d.touch(&user("carol"), &device("a"), None, at).await.unwrap(), None, "never seen");
 }
 
 async fn a_key_is_claimed_once_and_then_answers(d: &impl Directory) {
     let now = Timestamp::now();
-    let claim = |body: u8| KeyClaim { body: [body; 32], now, expires_at: now.plus(Duration::from_mins(1)) };
+    let claim =
+        |body: u8| KeyClaim { body: [body; 32], id: Uuid::nil(), now, expires_at: now.plus(Duration::from_mins(1)) };
     assert_eq!(d.claim_key("k", claim(1)).await.unwrap(), Claimed::New);
     assert_eq!(d.claim_key("k", claim(1)).await.unwrap(), Claimed::InProgress);
     assert_eq!(d.claim_key("k", claim(2)).await.unwrap(), Claimed::OtherBody);
@@ -108,7 +111,7 @@ async fn a_key_is_claimed_once_and_then_answers(d: &impl Directory) {
     assert_eq!(d.claim_key("given back", claim(2)).await.unwrap(), Claimed::New);
 
     let late = Timestamp::now().plus(Duration::from_secs(61));
-    let later = KeyClaim { body: [2; 32], now: late, expires_at: late.plus(Duration::from_mins(1)) };
+    let later = KeyClaim { body: [2; 32], id: Uuid::nil(), now: late, expires_at: late.plus(Duration::from_mins(1)) };
     assert_eq!(d.claim_key("k", later).await.unwrap(), Claimed::New, "forgotten after its time");
 }
 

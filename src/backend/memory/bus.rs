@@ -16,6 +16,10 @@ impl Doors {
         self.0.write().insert(node, door);
     }
 
+    pub(super) fn close(&self, node: &NodeId) {
+        self.0.write().remove(node);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.read().len()
     }

@@ -41,7 +41,7 @@ impl Directory for MemoryPlane {
         device: &DeviceId,
         state: Option<DeviceState>,
         at: Timestamp,
-    ) -> Result<bool, Away> {
+    ) -> Result<Option<SeatInfo>, Away> {
         Ok(self.presence.touch(user, device, state, at))
     }
 
@@ -69,6 +69,10 @@ impl Directory for MemoryPlane {
     async fn take_ticket(&self, digest: [u8; 32], now: Timestamp) -> Result<Option<Ticket>, Away> {
         Ok(self.tickets.lock().take(&digest, now))
     }
+
+    async fn check(&self) -> Result<(), Away> {
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -93,6 +97,10 @@ impl Bus for MemoryPlane {
     async fn listen(&self, node: &NodeId, door: Arc<dyn NodeDoor>) -> Result<(), Away> {
         self.doors.open(node.clone(), door);
         Ok(())
+    }
+
+    async fn leave(&self, node: &NodeId) {
+        self.doors.close(node);
     }
 }
 

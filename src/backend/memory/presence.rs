@@ -73,14 +73,20 @@ impl PresenceTable {
         }
     }
 
-    pub(super) fn touch(&self, user: &UserId, device: &DeviceId, state: Option<DeviceState>, at: Timestamp) -> bool {
+    pub(super) fn touch(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        state: Option<DeviceState>,
+        at: Timestamp,
+    ) -> Option<SeatInfo> {
         let mut users = self.users.write(user);
-        let Some(presence) = users.get_mut(user) else { return false };
-        let Some(seat) = presence.seats.iter_mut().find(|s| s.device == *device) else { return false };
+        let presence = users.get_mut(user)?;
+        let seat = presence.seats.iter_mut().find(|s| s.device == *device)?;
         seat.last_active_at = seat.last_active_at.max(at);
         seat.state = state.unwrap_or(seat.state);
         presence.version = next_version(presence.version);
-        true
+        Some(seat.clone())
     }
 
     pub(super) fn locate(&self, user: &UserId) -> Presence {

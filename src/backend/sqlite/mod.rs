@@ -121,14 +121,15 @@ impl SqliteStore {
     }
 
     /// Does what has been handed in, then ends. Blocks until then.
-    pub fn close(&self) {
+    fn shut(&self) {
+        join(self.end_threads());
+    }
+
+    fn end_threads(&self) -> Vec<JoinHandle<()>> {
         self.stop.stop();
         self.queue.close();
         self.readers.close();
-        for thread in self.threads.lock().drain(..) {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
-        }
+        std::mem::take(&mut *self.threads.lock())
     }
 
     /// Has the writer do something, and waits until it is durable.
@@ -143,9 +144,16 @@ impl SqliteStore {
     }
 }
 
+fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        // A panic has been reported by the thread itself.
+        let _ = thread.join();
+    }
+}
+
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        self.close();
+        self.shut();
     }
 }
 
@@ -253,6 +261,11 @@ impl Store for SqliteStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.write(Size::SMALL, |db| db.touch()).await
+    }
+
+    async fn close(&self) {
+        let threads = self.end_threads();
+        let _ = tokio::task::spawn_blocking(move || join(threads)).await;
     }
 }
 

@@ -92,7 +92,7 @@ async fn what_was_answered_survives_a_crash_at_that_instant() {
         assert_eq!(inbox(&found, "bob").await, (1..=n).collect::<Vec<_>>());
         assert!(found.message(stored.id, at(0)).await.unwrap().is_some());
         assert_eq!(found.lease_due(Endpoint::Storage, at(0), 9).await.unwrap().len() as u64, n);
-        found.close();
+        found.shut();
     }
 }
 
@@ -102,7 +102,7 @@ async fn leases_die_with_the_process_and_numbers_go_on() {
     let mut append = to_at(&["bob"], at(0));
     append.lease = crate::ports::Leases { storage: true, push: true };
     sent(&*store, append).await;
-    store.close();
+    store.shut();
     let again = open_in(store.dir.path()).unwrap();
     assert_eq!(again.lease_due(Endpoint::Push, at(0), 9).await.unwrap().len(), 1);
     let (stored, _) = sent(&*again, to_at(&["bob"], at(0))).await;
@@ -112,7 +112,7 @@ async fn leases_die_with_the_process_and_numbers_go_on() {
 #[tokio::test]
 async fn a_database_of_a_newer_version_is_refused() {
     let store = fresh();
-    store.close();
+    store.shut();
     let db = rusqlite::Connection::open(store.dir.path().join(FILE)).unwrap();
     db.pragma_update(None, "user_version", 999).unwrap();
     drop(db);
@@ -125,7 +125,7 @@ async fn closing_does_what_was_handed_in_and_refuses_what_comes_later() {
     let release = hold_writer(&store);
     let answer = hand_in(&store, |db| db.append(&to_at(&["bob"], at(0))));
     drop(release);
-    store.close();
+    store.shut();
     assert!(matches!(answer.await, Ok(Ok((Appended::New(..), _)))));
     assert!(matches!(store.check().await, Err(StoreError::Unavailable(_))));
     assert!(matches!(store.newest(&[]).await, Err(StoreError::Unavailable(_))));
@@ -271,10 +271,10 @@ async fn it_recovers_from_a_full_disk_without_a_restart() {
     assert_eq!(inbox(&store, "bob").await, kept, "what was answered is there, and nothing else");
     sent(&*store, large_message()).await;
     assert_eq!(inbox(&store, "bob").await.len() as u64, written + 1);
-    store.close();
+    store.shut();
     let again = open_in(disk.0.path()).unwrap();
     assert_eq!(inbox(&again, "bob").await.len() as u64, written + 1);
-    again.close();
+    again.shut();
 }
 
 /// Whether small writes come to an end too: some still fit into what the write-ahead log has left.
@@ -439,7 +439,7 @@ async fn history(steps: Vec<Step>) {
                 }
             }
             Step::Reopen => {
-                store.close();
+                store.shut();
                 store.store = open_in(store.dir.path()).unwrap();
             }
             Step::Fail => {

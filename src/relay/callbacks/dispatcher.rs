@@ -11,7 +11,7 @@ use crate::domain::callback::{Callback, Decision, Endpoint, LastError};
 use crate::domain::retry::{Health, Pass, Schedule, Sign};
 use crate::domain::time::Timestamp;
 use crate::ports::{Backlog, StoreError};
-use crate::relay::tasks::Tasks;
+use crate::tasks::Tasks;
 use crate::webhook::client::{Failure, FailureKind, Posted};
 use std::sync::Arc;
 use std::time::Duration;

@@ -14,7 +14,7 @@ use crate::config::{self, Outlet};
 use crate::domain::callback::{Callback, Endpoint};
 use crate::domain::retry::Schedule;
 use crate::ports::Store;
-use crate::relay::tasks::Tasks;
+use crate::tasks::Tasks;
 use crate::webhook::client::{SetupError, Webhook};
 use crate::webhook::guard::Guard;
 use attempt::Courier;

@@ -10,7 +10,8 @@ pub use socket::Socket;
 
 use crate::config;
 use crate::domain::by_user::ByUser;
-use crate::domain::seat::{DeviceId, UserId};
+use crate::domain::seat::{DeviceId, DeviceState, UserId};
+use crate::domain::time::Timestamp;
 use crate::ports::{Bye, Refusal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -36,6 +37,12 @@ pub struct Hub {
     stall_timeout: Duration,
 }
 
+/// A node that is started again under its old name must not use its old numbers: what was offered to a seat of the former process would
+/// reach another device. The time in microseconds grows faster than any process opens streams.
+fn first_connection() -> u64 {
+    u64::try_from(Timestamp::now().as_ms()).unwrap_or(0) * 1_000
+}
+
 /// How often the hub looks after seats whose peers owe something.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -44,7 +51,7 @@ impl Hub {
     pub fn new(config: &config::Stream) -> Self {
         Self {
             seats: ByUser::default(),
-            next_connection: AtomicU64::new(1),
+            next_connection: AtomicU64::new(first_connection()),
             open: AtomicUsize::new(0),
             max: config.max,
             queue: QueueLimits {
@@ -58,13 +65,19 @@ impl Hub {
     }
 
     /// Adds a seat for a stream that is being opened.
-    pub fn open(&self, user: &UserId, device: &DeviceId, socket: Option<Arc<Socket>>) -> Result<Arc<Seat>, HubFull> {
+    pub fn open(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        state: DeviceState,
+        socket: Option<Arc<Socket>>,
+    ) -> Result<Arc<Seat>, HubFull> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.max {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(HubFull(self.max));
         }
         let connection = self.next_connection.fetch_add(1, Ordering::Relaxed);
-        let seat = Arc::new(Seat::new(user.clone(), device.clone(), connection, self.queue.clone(), socket));
+        let seat = Arc::new(Seat::new(user.clone(), device.clone(), connection, state, self.queue.clone(), socket));
         self.seats.write(user).entry(user.clone()).or_default().push(seat.clone());
         Ok(seat)
     }

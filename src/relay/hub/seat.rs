@@ -3,11 +3,13 @@
 use super::queue::{Offer, Offering, Queue, QueueLimits, Taken};
 use super::socket::Socket;
 use crate::domain::message::Cursor;
-use crate::domain::seat::{DeviceId, UserId};
+use crate::domain::seat::{DeviceId, DeviceState, NodeId, SeatInfo, UserId};
+use crate::domain::time::Timestamp;
 use crate::ports::{Bye, Refusal, Verdict};
 use crate::relay::frame::Frame;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Context;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -21,6 +23,17 @@ pub struct Seat {
     queue: Mutex<Queue>,
     socket: Option<Arc<Socket>>,
     watch: Mutex<Watch>,
+    facts: Mutex<Facts>,
+    /// The last persisted message that the stream has written, or where it began.
+    shown: AtomicU64,
+}
+
+/// What the directory says of the seat.
+#[derive(Clone, Copy, Debug)]
+struct Facts {
+    state: DeviceState,
+    connected_at: Timestamp,
+    last_active_at: Timestamp,
 }
 
 /// What is known of the peer's taking and acknowledging.
@@ -56,11 +69,53 @@ impl Seat {
         user: UserId,
         device: DeviceId,
         connection: u64,
+        state: DeviceState,
         limits: QueueLimits,
         socket: Option<Arc<Socket>>,
     ) -> Self {
         let watch = Watch { progress_at: Instant::now(), wrote: false, silent_since: None, is_cut: false };
-        Self { user, device, connection, queue: Mutex::new(Queue::new(limits)), socket, watch: Mutex::new(watch) }
+        let now = Timestamp::now();
+        Self {
+            user,
+            device,
+            connection,
+            queue: Mutex::new(Queue::new(limits)),
+            socket,
+            watch: Mutex::new(watch),
+            facts: Mutex::new(Facts { state, connected_at: now, last_active_at: now }),
+            shown: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// What the directory is to say of this seat.
+    pub fn info(&self, node: &NodeId) -> SeatInfo {
+        let Facts { state, connected_at, last_active_at } = *self.facts.lock();
+        SeatInfo {
+            user: self.user.clone(),
+            device: self.device.clone(),
+            node: node.clone(),
+            connection: self.connection,
+            state,
+            connected_at,
+            last_active_at,
+        }
+    }
+
+    /// Keeps what the directory now says of the device, to be said again should the directory forget it.
+    pub fn note_touched(&self, seat: &SeatInfo) {
+        let mut facts = self.facts.lock();
+        facts.state = seat.state;
+        facts.last_active_at = facts.last_active_at.max(seat.last_active_at);
+    }
+
+    /// The stream has shown all persisted messages up to here.
+    pub fn note_shown(&self, cursor: Cursor) {
+        self.shown.store(cursor.get(), Ordering::Relaxed);
+    }
+
+    /// Whether the stream, once begun, has not shown all up to `newest`.
+    pub fn lags(&self, newest: Cursor) -> bool {
+        self.shown.load(Ordering::Relaxed) < newest.get()
     }
 
     /// Whose device sits here.

@@ -222,4 +222,6 @@ impl Store for FakeStore {
     async fn check(&self) -> Result<(), StoreError> {
         unreachable!()
     }
+
+    async fn close(&self) {}
 }
