@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod bad_input;
+mod batch;
+mod before_send;
 mod callbacks;
 mod cli_live;
 mod cors;
@@ -19,6 +21,7 @@ mod online_only;
 mod ops;
 mod persisted;
 mod presence;
+mod rates;
 mod roundabout;
 mod stream;
 mod support;
