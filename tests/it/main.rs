@@ -23,6 +23,10 @@ mod persisted;
 mod presence;
 mod rates;
 mod roundabout;
+#[path = "../servers/mod.rs"]
+#[expect(dead_code, reason = "the library's tests and those of `tests/it` need a part each")]
+mod servers;
+mod servers_hold;
 mod stream;
 mod support;
 mod typing;
