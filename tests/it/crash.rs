@@ -211,6 +211,7 @@ fn fsyncs(log: &Path) -> usize {
 
 #[test]
 fn a_201_is_given_after_an_fsync_and_many_sends_share_one() {
+    only_embedded!("the disk is PostgreSQL's own");
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("fsyncs");
     let Some(setup) = traced(&log) else { return };
