@@ -4,6 +4,7 @@
 use super::frame::{Encoded, Frame, message_frame};
 use super::handle::{Error, Relay};
 use super::hub::{Offer, Offered};
+use super::presence_news::Departure;
 use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
 use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
 use crate::domain::time::Timestamp;
@@ -335,6 +336,10 @@ impl NodeDoor for Relay {
 
     fn holds(&self, seat: &SeatInfo) -> bool {
         self.0.hub.find(&seat.user, seat.connection).is_some()
+    }
+
+    fn died(&self, user: &UserId, device: &DeviceId, version: u64) {
+        self.went(user, device, version, Departure::LeaseExpired);
     }
 
     fn resumed(&self) {
