@@ -285,7 +285,9 @@ impl Link {
         match self {
             Self::Single(connection) => {
                 let mut pipeline = redis::pipe();
-                keys.iter().for_each(|key| drop(pipeline.hgetall(key)));
+                for key in keys {
+                    pipeline.hgetall(key);
+                }
                 pipeline.query_async(&mut connection.clone()).await
             }
             Self::Cluster(_) => {
