@@ -131,7 +131,7 @@ impl Plane {
             counted.answer = answer;
         }
         drop(waiting);
-        counted.answer.clone()
+        counted.answer
     }
 
     pub(super) fn tell(self: &Arc<Self>, node: &NodeId, notice: Notice) -> Result<(), Away> {
@@ -191,7 +191,7 @@ impl Plane {
         };
         self.metrics.lost_notices.inc_by(notices);
         for id in offers {
-            self.outbox.resolve(id, Err(error.clone()));
+            self.outbox.resolve(id, Err(error));
         }
     }
 
@@ -211,7 +211,7 @@ struct Counted<'a> {
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.plane.metrics.offered(&self.answer);
+        self.plane.metrics.offered(self.answer);
     }
 }
 

@@ -53,7 +53,7 @@ struct Seen {
 impl Seen {
     /// False if it was seen before.
     fn insert(&mut self, id: u64) -> bool {
-        if self.older.contains(&id) {
+        if self.older.contains(&id) || self.newer.contains(&id) {
             return false;
         }
         if self.newer.len() >= IDS_REMEMBERED {

@@ -118,8 +118,7 @@ impl Server {
                 Place::Standalone(server) => single(server.clone()).await,
                 Place::Sentinel { sentinels, master, node } => {
                     let (sentinels, node) = (sentinels.clone(), Some(node.clone()));
-                    let mut sentinel =
-                        SentinelClient::build(sentinels, master, node, SentinelServerType::Master)?;
+                    let mut sentinel = SentinelClient::build(sentinels, master, node, SentinelServerType::Master)?;
                     single(sentinel.async_get_client().await?.get_connection_info().clone()).await
                 }
                 Place::Cluster(seeds) => {
@@ -213,7 +212,9 @@ pub(super) async fn check(connection: &mut MultiplexedConnection, in_cluster: bo
     if version_of(&version).is_none_or(|found| found < needed) {
         let (major, minor) = needed;
         let kind = if in_cluster { "a Cluster" } else { "a server" };
-        return Err(LinkError::Unusable(format!("Redis {version} is too old: {kind} must be {major}.{minor} or later")));
+        return Err(LinkError::Unusable(format!(
+            "Redis {version} is too old: {kind} must be {major}.{minor} or later"
+        )));
     }
     if in_cluster != (mode == "cluster") {
         return Err(LinkError::Unusable(format!("Redis says that it is `{mode}`: that is not what `redis.mode` says")));
@@ -243,10 +244,12 @@ fn host_and_port(text: &str) -> Option<(String, u16)> {
 }
 
 fn parts_of(address: &ConnectionAddr) -> Result<(String, u16, bool), LinkError> {
-    match address {
-        ConnectionAddr::Tcp(host, port) => Ok((host.clone(), *port, false)),
-        ConnectionAddr::TcpTls { host, port, .. } => Ok((host.clone(), *port, true)),
-        _ => Err(LinkError::Unusable("`redis.url` must name a host".to_owned())),
+    if let ConnectionAddr::Tcp(host, port) = address {
+        Ok((host.clone(), *port, false))
+    } else if let ConnectionAddr::TcpTls { host, port, .. } = address {
+        Ok((host.clone(), *port, true))
+    } else {
+        Err(LinkError::Unusable("`redis.url` must name a host".to_owned()))
     }
 }
 

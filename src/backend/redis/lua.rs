@@ -137,6 +137,8 @@ pub(super) static LEASE: Lua = Lua::new(
     if tonumber(ARGV[2]) > 0 then
         local till = redis.call('ZSCORE', KEYS[1], ARGV[1])
         if not till or tonumber(till) <= now then lapsed = 1 end
+        -- A script that has removed something may go on though Redis is full: who is here is to be known then too.
+        redis.call('ZREM', KEYS[1], ARGV[1])
         redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
     end
     return {lapsed, now, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')}
@@ -154,9 +156,8 @@ pub(super) static STRIKE_OFF: Lua = Lua::new(
 );
 
 /// token → gives a lock back, unless somebody else has it by now.
-pub(super) static UNLOCK: Lua = Lua::new(
-    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0",
-);
+pub(super) static UNLOCK: Lua =
+    Lua::new("if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0");
 
 /// token, milliseconds → whether the lock is still held, and then for so long again.
 pub(super) static STILL_LOCKED: Lua = Lua::new(
@@ -192,10 +193,12 @@ pub(super) static SLISTENERS: Lua = Lua::new("return redis.call('PUBSUB', 'SHARD
 /// body, message id, when it was accepted, node, life, least life → nothing if the key is yours, else body, id, time, node and answer.
 pub(super) static CLAIM: Lua = Lua::new(
     r"
-    if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[6]) then
+    local left = redis.call('PTTL', KEYS[1])
+    if left > tonumber(ARGV[6]) then
         return redis.call('HMGET', KEYS[1], 'body', 'id', 'at', 'by', 'answer')
     end
-    redis.call('DEL', KEYS[1])
+    -- Not else: a script that has removed something isn't refused when Redis is full.
+    if left ~= -2 then redis.call('DEL', KEYS[1]) end
     redis.call('HSET', KEYS[1], 'body', ARGV[1], 'id', ARGV[2], 'at', ARGV[3], 'by', ARGV[4])
     redis.call('PEXPIRE', KEYS[1], ARGV[5])
     return false
@@ -203,9 +206,8 @@ pub(super) static CLAIM: Lua = Lua::new(
 );
 
 /// answer → remembers it for as long as the key is.
-pub(super) static SETTLE: Lua = Lua::new(
-    "if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'answer', ARGV[1]) end return 0",
-);
+pub(super) static SETTLE: Lua =
+    Lua::new("if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'answer', ARGV[1]) end return 0");
 
 /// least life → what stood there, once.
 pub(super) static TAKE: Lua = Lua::new(

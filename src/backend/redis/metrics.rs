@@ -55,7 +55,7 @@ impl Metrics {
     }
 
     /// One offer to another node has come to this.
-    pub fn offered(&self, answer: &Answer) {
+    pub fn offered(&self, answer: Answer) {
         let n = match answer {
             Ok(Verdict::Taken) => 0,
             Ok(Verdict::Refused(_)) => 1,
@@ -74,8 +74,8 @@ mod tests {
     fn offers_are_counted_by_what_became_of_them() {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        metrics.offered(&Err(OfferError::Unknown));
-        metrics.offered(&Ok(Verdict::Taken));
+        metrics.offered(Err(OfferError::Unknown));
+        metrics.offered(Ok(Verdict::Taken));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [

@@ -22,10 +22,8 @@ impl Plane {
         let life = millis(claim.expires_at.since(claim.now)).max(1);
         let call = CLAIM.on(self.names.key(key)).arg(&claim.body[..]).arg(claim.id.to_string());
         let call = call.arg(claim.now.as_ms()).arg(self.run.to_string()).arg(life).arg(ahead(claim.now));
-        let known: Option<Known> = call.run(&link).await.map_err(|error| match is_full(&error) {
-            true => KeyError::Full,
-            false => away(error).into(),
-        })?;
+        let known: Option<Known> =
+            call.run(&link).await.map_err(|error| if is_full(&error) { KeyError::Full } else { away(error).into() })?;
         let Some((body, id, sent_at, by, answer)) = known else { return Ok(Claimed::New) };
         if body != claim.body {
             return Ok(Claimed::OtherBody);
@@ -68,16 +66,12 @@ impl Plane {
         let device = device.as_ref().map_or("", DeviceId::as_str);
         let text = format!("{user}\n{device}\n{}\n{}", expires_at.as_ms(), stream_until.as_ms());
         let command = redis::cmd("SET").arg(self.names.ticket(digest)).arg(text).arg("PX").arg(life).clone();
-        link.run(&command).await.map_err(|error| match is_full(&error) {
-            true => TicketError::Full,
-            false => away(error).into(),
-        })
+        link.run(&command).await.map_err(|error| if is_full(&error) { TicketError::Full } else { away(error).into() })
     }
 
     pub(super) async fn take_ticket(&self, digest: &[u8; 32], now: Timestamp) -> Result<Option<Ticket>, Away> {
         let link = self.link()?;
-        let text: Option<String> =
-            TAKE.on(self.names.ticket(digest)).arg(ahead(now)).run(&link).await.map_err(away)?;
+        let text: Option<String> = TAKE.on(self.names.ticket(digest)).arg(ahead(now)).run(&link).await.map_err(away)?;
         Ok(text.and_then(|text| read_ticket(&text)))
     }
 }

@@ -154,11 +154,8 @@ impl Plane {
             };
             // What can't be read is no seat, and is replaced.
             let rival = decode(&seat.user, seat.device.as_str(), &text).unwrap_or_else(|| seat.clone());
-            let is_open = if rival.node == self.run.node {
-                door.holds(&rival)
-            } else {
-                self.roll.borrow().is_live(&rival.node)
-            };
+            let is_open =
+                if rival.node == self.run.node { door.holds(&rival) } else { self.roll.borrow().is_live(&rival.node) };
             if is_open && order(&rival) > order(seat) {
                 self.forget_held(link, &seat.node, &[seat.connection]).await?;
                 self.close(door, seat.clone()).await;

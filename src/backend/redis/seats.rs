@@ -1,5 +1,6 @@
 //! The directory: who is online where.
 
+use super::link::Link;
 use super::lua::{SEAT, TOUCH, UNSEAT};
 use super::{Plane, away};
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, UserId};
@@ -8,8 +9,6 @@ use crate::ports::{Away, SeatError};
 use redis::RedisResult;
 use std::collections::HashMap;
 use std::time::Duration;
-
-use super::link::Link;
 
 /// A user's version is remembered for so long after the last device has gone. It is made from the time, so it would grow all the same.
 const VERSION_KEPT: Duration = Duration::from_hours(24);

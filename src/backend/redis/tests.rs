@@ -155,7 +155,7 @@ impl Node {
 
     async fn seated(&self, who: &str, device: &str) -> SeatInfo {
         let seat = self.stream(who, device, 1_000);
-        self.plane.seat(seat.clone(), 20).await.unwrap();
+        self.plane.seat(seat.clone(), 1_000).await.unwrap();
         seat
     }
 
@@ -189,11 +189,11 @@ impl Node {
     fn redis_now(&self) -> i64 {
         self.plane.0.roll.borrow().now_ms()
     }
+}
 
-    fn claim(&self) -> KeyClaim {
-        let now = Timestamp::now();
-        KeyClaim { body: [1; 32], id: Uuid::nil(), now, expires_at: now.plus(Duration::from_mins(1)) }
-    }
+fn claim() -> KeyClaim {
+    let now = Timestamp::now();
+    KeyClaim { body: [1; 32], id: Uuid::nil(), now, expires_at: now.plus(Duration::from_mins(1)) }
 }
 
 fn offer_to(seat: &SeatInfo, frame: &'static [u8]) -> RemoteOffer {
@@ -252,7 +252,7 @@ async fn keeps_the_promises_of_a_directory_in_a_cluster() {
 async fn an_offer_crosses_and_its_verdict_comes_back(redis: &RedisKeys) {
     let (a, b) = (Node::start(redis, "a").await, Node::start(redis, "b").await);
     let seat = b.seated("bob", "phone").await;
-    assert_eq!(a.seats_of("bob").await.unwrap(), [seat.clone()], "a node that is new is asked for");
+    assert_eq!(a.seats_of("bob").await.unwrap(), std::slice::from_ref(&seat), "a node that is new is asked for");
     assert_eq!(a.offer(&seat, b"hello").await, TAKEN);
     assert_eq!(b.door.taken(b"hello"), 1);
     b.door.streams.lock().clear();
@@ -473,7 +473,7 @@ async fn a_node_that_hears_nothing_is_not_ready_and_loses_its_lease_and_heals() 
     until("its lease is over", async || a.seats_of("bob").await == Some(vec![])).await;
     proxy.heal();
     until("it is ready", async || b.plane.check().await.is_ok()).await;
-    assert_eq!(a.seats_of("bob").await.unwrap(), [seat.clone()]);
+    assert_eq!(a.seats_of("bob").await.unwrap(), std::slice::from_ref(&seat));
     assert_eq!(a.offer(&seat, b"hello").await, TAKEN);
 }
 
@@ -540,18 +540,18 @@ async fn a_name_is_for_one_process_at_a_time() {
 async fn a_key_whose_node_died_is_abandoned() {
     let redis = shared();
     let (a, b) = (Node::start(&redis, "a").await, Node::start(&redis, "b").await);
-    let claim = a.claim();
+    let first = claim();
     for key in ["k", "{k"] {
-        assert_eq!(a.plane.claim_key(key, claim.clone()).await.unwrap(), Claimed::New);
-        assert_eq!(b.plane.claim_key(key, b.claim()).await.unwrap(), Claimed::InProgress);
+        assert_eq!(a.plane.claim_key(key, first.clone()).await.unwrap(), Claimed::New);
+        assert_eq!(b.plane.claim_key(key, claim()).await.unwrap(), Claimed::InProgress);
     }
     a.kill().await;
-    let abandoned = Claimed::Abandoned { id: claim.id, sent_at: claim.now };
-    until("it is abandoned", async || b.plane.claim_key("k", b.claim()).await.unwrap() == abandoned).await;
+    let abandoned = Claimed::Abandoned { id: first.id, sent_at: first.now };
+    until("it is abandoned", async || b.plane.claim_key("k", claim()).await.unwrap() == abandoned).await;
     // The name being there again doesn't bring back what the process knew.
     let a = Node::start(&redis, "a").await;
-    assert_eq!(a.plane.claim_key("{k", a.claim()).await.unwrap(), abandoned);
-    assert_eq!(b.plane.claim_key("{k", b.claim()).await.unwrap(), abandoned);
+    assert_eq!(a.plane.claim_key("{k", claim()).await.unwrap(), abandoned);
+    assert_eq!(b.plane.claim_key("{k", claim()).await.unwrap(), abandoned);
 }
 
 #[tokio::test]
@@ -559,10 +559,16 @@ async fn redis_memory_is_the_bound_of_keys_and_tickets() {
     let server = Redis::start();
     let a = Node::start(&keys(&server.url()), "a").await;
     server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
-    assert!(matches!(a.plane.claim_key("k", a.claim()).await, Err(KeyError::Full)));
+    let refused = a.plane.claim_key("k", claim()).await;
+    assert!(matches!(refused, Err(KeyError::Full)), "{refused:?}");
     let now = Timestamp::now();
     let ticket = Ticket { user: user("bob"), device: None, expires_at: now.plus(LEASE), stream_until: now.plus(LEASE) };
-    assert!(matches!(a.plane.put_ticket([1; 32], ticket).await, Err(TicketError::Full)));
+    let refused = a.plane.put_ticket([1; 32], ticket).await;
+    assert!(matches!(refused, Err(TicketError::Full)), "{refused:?}");
+    let renewed = a.plane.0.rolls_begun.load(std::sync::atomic::Ordering::Relaxed) + 2;
+    until("the lease is renewed all the same", async || a.plane.0.roll.borrow().number >= renewed).await;
+    a.plane.check().await.unwrap();
+    assert_eq!(a.plane.0.metrics.reconnects.get(), 0);
 }
 
 #[tokio::test]
@@ -570,7 +576,7 @@ async fn a_payload_is_in_no_key() {
     let redis = shared();
     let (a, b) = (Node::start(&redis, "a").await, Node::start(&redis, "b").await);
     let seat = b.seated("bob", "phone").await;
-    a.plane.claim_key("k", a.claim()).await.unwrap();
+    a.plane.claim_key("k", claim()).await.unwrap();
     assert_eq!(a.offer(&seat, b"a-payload-to-be-sought").await, TAKEN);
     let kept = Redis::shared().dump(&redis.prefix);
     assert!(kept.contains("phone") && !kept.contains("a-payload-to-be-sought"), "{kept}");

@@ -76,12 +76,14 @@ impl Writer {
             Part::Reply { id, result } => {
                 self.0.push(b'r');
                 self.u64(*id);
-                self.0.push(answer_code(result));
+                self.0.push(answer_code(*result));
             }
             Part::Notice(Notice::Stored(users)) => {
                 self.0.push(b's');
                 self.u32(u32::try_from(users.len()).unwrap_or(NONE));
-                users.iter().for_each(|user| self.text(user.as_str()));
+                for user in users {
+                    self.text(user.as_str());
+                }
             }
             Part::Notice(Notice::Close(seat, bye)) => {
                 self.0.push(b'c');
@@ -228,18 +230,19 @@ fn text_of(bytes: &Bytes) -> Result<&str, Unreadable> {
     std::str::from_utf8(bytes).map_err(|_| Unreadable)
 }
 
-const ANSWERS: [(u8, Answer); 8] = [
-    (0, Ok(Verdict::Taken)),
-    (1, Ok(Verdict::Refused(Refusal::Full))),
-    (2, Ok(Verdict::Refused(Refusal::Closed))),
-    (3, Ok(Verdict::Refused(Refusal::Expired))),
-    (4, Ok(Verdict::Refused(Refusal::Superseded))),
-    (5, Ok(Verdict::Refused(Refusal::Revoked))),
-    (6, Err(OfferError::NotTaken)),
-    (7, Err(OfferError::Unknown)),
+/// In the order of their codes.
+const ANSWERS: [Answer; 8] = [
+    Ok(Verdict::Taken),
+    Ok(Verdict::Refused(Refusal::Full)),
+    Ok(Verdict::Refused(Refusal::Closed)),
+    Ok(Verdict::Refused(Refusal::Expired)),
+    Ok(Verdict::Refused(Refusal::Superseded)),
+    Ok(Verdict::Refused(Refusal::Revoked)),
+    Err(OfferError::NotTaken),
+    Err(OfferError::Unknown),
 ];
 
-fn answer_code(answer: &Answer) -> u8 {
+fn answer_code(answer: Answer) -> u8 {
     match answer {
         Ok(Verdict::Taken) => 0,
         Ok(Verdict::Refused(Refusal::Full)) => 1,
@@ -253,11 +256,11 @@ fn answer_code(answer: &Answer) -> u8 {
 }
 
 fn answer_of(code: u8) -> Result<Answer, Unreadable> {
-    ANSWERS.into_iter().find(|(known, _)| *known == code).map(|(_, answer)| answer).ok_or(Unreadable)
+    ANSWERS.get(usize::from(code)).copied().ok_or(Unreadable)
 }
 
-const BYES: [Bye; 6] =
-    [Bye::Replaced, Bye::TokenExpired, Bye::Kicked, Bye::Draining, Bye::Rotate, Bye::Unauthorized];
+/// Likewise.
+const BYES: [Bye; 6] = [Bye::Replaced, Bye::TokenExpired, Bye::Kicked, Bye::Draining, Bye::Rotate, Bye::Unauthorized];
 
 fn bye_code(bye: Bye) -> u8 {
     match bye {
@@ -317,13 +320,21 @@ mod tests {
         fn what_is_written_is_read(at in 0..i64::MAX, node in "[^\\pC]{1,128}", parts in vec(parts(), 0..8)) {
             let node = NodeId::parse(&node).unwrap();
             let mut writer = Writer::new(&node);
-            parts.iter().for_each(|part| writer.part(part));
+            for part in &parts {
+                writer.part(part);
+            }
             let mut bytes = format!("{at} ").into_bytes();
             bytes.extend(writer.into_bytes());
             let read = read(bytes.into()).unwrap();
             prop_assert_eq!(read.published_ms, at);
             prop_assert_eq!(read.from, node);
             prop_assert_eq!(format!("{:?}", read.parts), format!("{parts:?}"));
+        }
+
+        #[test]
+        fn each_code_is_that_of_what_it_is_read_as(code in any::<u8>()) {
+            prop_assert!(answer_of(code).map_or(code >= 8, |answer| answer_code(answer) == code));
+            prop_assert!(bye_of(code).map_or(code >= 6, |bye| bye_code(bye) == code));
         }
 
         #[test]
