@@ -7,14 +7,14 @@ use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo,
     ProtocolVersion, PushInfo, RedisError, RedisResult, ServerErrorKind, TlsMode, Value,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -297,6 +297,17 @@ impl Link {
                 try_join_all(keys.iter().map(async |key| self.run(redis::cmd("HGETALL").arg(key)).await)).await
             }
         }
+    }
+
+    /// Which processes are the masters of a Cluster. Another one in place of one of them may have forgotten something, or all. Where there is one
+    /// server only, its connection tells.
+    pub async fn masters(&self) -> RedisResult<BTreeSet<String>> {
+        let Self::Cluster(connection) = self else { return Ok(BTreeSet::new()) };
+        let everywhere = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+        let command = redis::cmd("INFO").arg("server").clone();
+        let infos: HashMap<String, String> = value(connection.clone().route_command(command, everywhere).await)?;
+        let run_id = |info: &str| info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned);
+        Ok(infos.values().filter_map(|info| run_id(info)).collect())
     }
 
     /// How many are subscribed to the channel, where its master is asked.

@@ -206,8 +206,18 @@ pub(super) static CLAIM: Lua = Lua::new(
 );
 
 /// answer → remembers it for as long as the key is.
-pub(super) static SETTLE: Lua =
-    Lua::new("if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'answer', ARGV[1]) end return 0");
+pub(super) static SETTLE: Lua = Lua::new(
+    r"
+    if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+    -- A script that has removed something isn't refused when Redis is full: the message is out, and the sender may ask again.
+    redis.call('HDEL', KEYS[1], 'answer')
+    return redis.call('HSET', KEYS[1], 'answer', ARGV[1])
+    ",
+);
+
+/// message id → gives the key back, if it was claimed for this message.
+pub(super) static UNCLAIM: Lua =
+    Lua::new("if redis.call('HGET', KEYS[1], 'id') == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0");
 
 /// least life → what stood there, once.
 pub(super) static TAKE: Lua = Lua::new(

@@ -34,6 +34,7 @@ use lease::{Roll, Run, Standing};
 use link::{Link, Server};
 use metrics::Metrics;
 use names::Names;
+use once::Late;
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 use session::Session;
@@ -74,6 +75,7 @@ struct Plane {
     inbox: Inbox,
     /// Until this node listens.
     envelopes: Mutex<Option<mpsc::Receiver<Bytes>>>,
+    late: Mutex<Late>,
     left: CancellationToken,
     metrics: Metrics,
     tasks: Tasks,
@@ -109,6 +111,7 @@ impl RedisPlane {
             outbox: Outbox::new(),
             inbox: Inbox::new(send),
             envelopes: Mutex::new(Some(envelopes)),
+            late: Mutex::default(),
             left: CancellationToken::new(),
             metrics: Metrics::new(registry),
             tasks: tasks.clone(),

@@ -3,15 +3,49 @@
 //! Of a send only the body's hash, the message's id and the outcomes are kept: never its payload.
 
 use super::lease::Run;
-use super::lua::{CLAIM, SETTLE, TAKE};
+use super::link::{Link, was_not_run};
+use super::lua::{CLAIM, SETTLE, TAKE, UNCLAIM};
 use super::{Plane, away};
 use crate::domain::seat::{DeviceId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{Away, BodyHash, Claimed, KeyClaim, KeyError, Ticket, TicketError};
 use bytes::Bytes;
-use redis::RedisError;
+use redis::{RedisError, RedisResult};
 use std::time::Duration;
 use uuid::Uuid;
+
+/// So much of what Redis could not be told yet is remembered.
+const LATE_MAX: usize = 10_000;
+const LATE_BYTES_MAX: usize = 32 << 20;
+
+/// What is to become of keys as soon as Redis can be told. A key that nobody settles would be "in progress" until it expires.
+#[derive(Default)]
+pub(super) struct Late {
+    waiting: Vec<(String, Fate)>,
+    bytes: usize,
+}
+
+/// What is to become of a claimed key.
+enum Fate {
+    /// It has this answer; `None`: it is given back.
+    Settled(Option<Bytes>),
+    /// The answer to the claim was lost: it is given back, if it was claimed with this id.
+    Unclaimed(Uuid),
+}
+
+impl Late {
+    /// False if there is no room.
+    fn put(&mut self, key: &str, fate: Fate) -> bool {
+        let answer = if let Fate::Settled(Some(answer)) = &fate { answer.len() } else { 0 };
+        let bytes = self.bytes + key.len() + answer;
+        let has_room = self.waiting.len() < LATE_MAX && bytes <= LATE_BYTES_MAX;
+        if has_room {
+            self.bytes = bytes;
+            self.waiting.push((key.to_owned(), fate));
+        }
+        has_room
+    }
+}
 
 /// As `CLAIM` answers it.
 type Known = (Vec<u8>, String, i64, String, Option<Vec<u8>>);
@@ -22,8 +56,15 @@ impl Plane {
         let life = millis(claim.expires_at.since(claim.now)).max(1);
         let call = CLAIM.on(self.names.key(key)).arg(&claim.body[..]).arg(claim.id.to_string());
         let call = call.arg(claim.now.as_ms()).arg(self.run.to_string()).arg(life).arg(ahead(claim.now));
-        let known: Option<Known> =
-            call.run(&link).await.map_err(|error| if is_full(&error) { KeyError::Full } else { away(error).into() })?;
+        let known: Option<Known> = call.run(&link).await.map_err(|error| {
+            if is_full(&error) {
+                return KeyError::Full;
+            }
+            if !was_not_run(&error) && self.late.lock().put(key, Fate::Unclaimed(claim.id)) {
+                self.reconcile.notify_one();
+            }
+            away(error).into()
+        })?;
         let Some((body, id, sent_at, by, answer)) = known else { return Ok(Claimed::New) };
         if body != claim.body {
             return Ok(Claimed::OtherBody);
@@ -42,14 +83,46 @@ impl Plane {
         Ok(Claimed::Abandoned { id: Uuid::parse_str(&id).map_err(away)?, sent_at: Timestamp::from_ms(sent_at) })
     }
 
+    /// If Redis can't be told now it will be: the sender is to learn what became of its message all the same.
     pub(super) async fn settle_key(&self, key: &str, answer: Option<Bytes>) -> Result<(), Away> {
-        let link = self.link()?;
-        let key = self.names.key(key);
-        match answer {
-            Some(answer) => SETTLE.on(key).arg(&answer[..]).run(&link).await,
-            None => link.run(redis::cmd("DEL").arg(key)).await,
+        let fate = Fate::Settled(answer);
+        let told = match self.link() {
+            Ok(link) => self.tell_fate(&link, key, &fate).await.map_err(away),
+            Err(away) => Err(away),
+        };
+        match told {
+            Err(_) if self.late.lock().put(key, fate) => self.reconcile.notify_one(),
+            told => return told,
         }
-        .map_err(away)
+        Ok(())
+    }
+
+    async fn tell_fate(&self, link: &Link, key: &str, fate: &Fate) -> RedisResult<()> {
+        let key = self.names.key(key);
+        match fate {
+            Fate::Settled(Some(answer)) => SETTLE.on(key).arg(&answer[..]).run(link).await,
+            Fate::Settled(None) => link.run(redis::cmd("DEL").arg(key)).await,
+            Fate::Unclaimed(id) => UNCLAIM.on(key).arg(id.to_string()).run(link).await,
+        }
+    }
+
+    /// What Redis could not be told before.
+    pub(super) async fn tell_late_fates(&self, link: &Link) -> RedisResult<()> {
+        let waiting = std::mem::take(&mut *self.late.lock()).waiting;
+        let mut waiting = waiting.into_iter();
+        while let Some((key, fate)) = waiting.next() {
+            let told = self.tell_fate(link, &key, &fate).await;
+            if let Err(error) = told
+                && !was_not_run(&error)
+            {
+                let mut late = self.late.lock();
+                for (key, fate) in [(key, fate)].into_iter().chain(waiting) {
+                    late.put(&key, fate);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn peek_key(&self, key: &str) -> Result<Option<BodyHash>, Away> {

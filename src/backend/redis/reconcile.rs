@@ -88,7 +88,7 @@ impl Plane {
         self.standing.lock().seated(begun);
         self.metrics.reconciles.inc();
         door.resumed();
-        Ok(())
+        self.tell_late_fates(&link).await.map_err(away)
     }
 
     async fn compare_seats(self: &Arc<Self>, link: &Link, door: &Arc<dyn NodeDoor>) -> Result<(), LinkError> {

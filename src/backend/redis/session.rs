@@ -122,6 +122,8 @@ impl Plane {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut slow = 0;
+        // `None`: one of them can't be asked.
+        let mut masters = session.link.masters().await.ok();
         loop {
             let is_tick = tokio::select! {
                 biased;
@@ -148,6 +150,11 @@ impl Plane {
             }
             if !is_tick {
                 sleep(ASK_PAUSE).await;
+                continue;
+            }
+            let before = std::mem::replace(&mut masters, session.link.masters().await.ok());
+            if masters.is_some() && masters != before {
+                self.reconcile.notify_one();
             }
         }
     }

@@ -313,6 +313,23 @@ async fn an_offer_crosses_a_cluster_whatever_becomes_of_the_channels_slot() {
 }
 
 #[tokio::test]
+async fn what_one_shard_of_a_cluster_forgot_is_said_again() {
+    let cluster = RedisCluster::start();
+    let redis = cluster_keys(&cluster);
+    let a = Node::start(&redis, "a").await;
+    let names = &a.plane.0.names;
+    let shard_of = |key: &str| cluster.shard_of(cluster.slot_of(key));
+    let own = [shard_of(&names.channel(&a.id())), shard_of(&names.nodes())];
+    // On a shard that this node's lease and channel are not on, so that nothing else tells of it.
+    let elsewhere = (0..100).map(|n| format!("u{n}")).find(|who| !own.contains(&shard_of(&names.user(&user(who)))));
+    let who = elsewhere.unwrap();
+    let seat = a.seated(&who, "phone").await;
+    cluster.master(shard_of(&names.user(&user(&who)))).restart();
+    until("it is there again", async || a.seats_of(&who).await == Some(vec![seat.clone()])).await;
+    assert_eq!(a.plane.0.metrics.reconnects.get(), 0, "this was not the reason");
+}
+
+#[tokio::test]
 async fn a_node_that_was_killed_has_certainly_not_taken_it() {
     let redis = shared();
     let (a, b) = (Node::start(&redis, "a").await, Node::start(&redis, "b").await);
@@ -552,6 +569,32 @@ async fn a_key_whose_node_died_is_abandoned() {
     let a = Node::start(&redis, "a").await;
     assert_eq!(a.plane.claim_key("{k", claim()).await.unwrap(), abandoned);
     assert_eq!(b.plane.claim_key("{k", claim()).await.unwrap(), abandoned);
+}
+
+#[tokio::test]
+async fn what_became_of_a_key_is_told_when_redis_is_back() {
+    let server = Redis::start();
+    let proxy = Proxy::to(server.address());
+    let redis = keys(&server.url());
+    let a = Node::start(&RedisKeys { url: Some(Secret::new(url_at(proxy.address()))), ..redis.clone() }, "a").await;
+    let b = Node::start(&redis, "b").await;
+    assert_eq!(a.plane.claim_key("answered", claim()).await.unwrap(), Claimed::New);
+    assert_eq!(a.plane.claim_key("given back", claim()).await.unwrap(), Claimed::New);
+    // The claim arrives, its answer doesn't.
+    proxy.cut_after_sending(b"lost");
+    assert!(matches!(a.plane.claim_key("lost", claim()).await, Err(KeyError::Away(_))));
+    proxy.cut();
+    until("it is away", async || a.plane.check().await.is_err()).await;
+    assert_eq!(b.plane.claim_key("lost", claim()).await.unwrap(), Claimed::InProgress);
+    a.plane.settle_key("answered", Some(Bytes::from_static(b"{}"))).await.unwrap();
+    a.plane.settle_key("given back", None).await.unwrap();
+    proxy.heal();
+    let answered = Claimed::Answered(Bytes::from_static(b"{}"));
+    until("the answer", async || b.plane.claim_key("answered", claim()).await.unwrap() == answered).await;
+    for key in ["given back", "lost"] {
+        let other = || KeyClaim { id: Uuid::max(), ..claim() };
+        until(key, async || b.plane.claim_key(key, other()).await.unwrap() == Claimed::New).await;
+    }
 }
 
 #[tokio::test]
