@@ -36,7 +36,7 @@ pub enum SeatError {
 }
 
 /// Why an offer has no verdict. This is the fallthrough rule in the type system.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OfferError {
     /// Certainly not taken, now or later: the next seat may be tried.
     #[error("certainly not taken")]
