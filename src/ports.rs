@@ -237,6 +237,28 @@ impl Bye {
     }
 }
 
+/// Why a user is not here any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// The last stream has ended.
+    Closed,
+    /// The last device was sent away by the operator.
+    Kicked,
+    /// The node that held the last stream has died.
+    LeaseExpired,
+}
+
+impl Departure {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Kicked => "kicked",
+            Self::LeaseExpired => "lease_expired",
+        }
+    }
+}
+
 /// What became of an offered frame at a seat.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
@@ -291,8 +313,8 @@ pub trait NodeDoor: Send + Sync + 'static {
     fn seats(&self) -> Vec<SeatInfo>;
     /// Whether this very seat is still held.
     fn holds(&self, seat: &SeatInfo) -> bool;
-    /// The last seat of a user has gone with its node, which died: this one was asked to see to what follows.
-    fn died(&self, user: &UserId, device: &DeviceId, version: u64);
+    /// The plane has withdrawn a user's last seat, whose node died or could not do it in time: this node sees to what follows.
+    fn departed(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure);
     /// The plane is reachable again after it was not: notices may have been lost meanwhile.
     fn resumed(&self);
 }

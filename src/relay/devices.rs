@@ -3,12 +3,12 @@
 use super::frame::{Frame, GapReason};
 use super::handle::{Error, Relay};
 use super::hub::{Seat, Socket};
-use super::presence_news::{Departure, PresenceNews};
+use super::presence_news::PresenceNews;
 use super::stream::{Start, Stream, goodbye};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, DeviceState, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::{Acked, Bye, Notice, Page, PageLimit, Position, SeatError, Seated, Ticket, Unseated};
+use crate::ports::{Acked, Bye, Departure, Notice, Page, PageLimit, Position, SeatError, Seated, Ticket, Unseated};
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::Instant;

@@ -4,11 +4,10 @@
 use super::frame::{Encoded, Frame, message_frame};
 use super::handle::{Error, Relay};
 use super::hub::{Offer, Offered};
-use super::presence_news::Departure;
 use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
 use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
 use crate::domain::time::Timestamp;
-use crate::ports::{NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::ports::{Departure, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::StreamExt;
@@ -338,8 +337,8 @@ impl NodeDoor for Relay {
         self.0.hub.find(&seat.user, seat.connection).is_some()
     }
 
-    fn died(&self, user: &UserId, device: &DeviceId, version: u64) {
-        self.went(user, device, version, Departure::LeaseExpired);
+    fn departed(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure) {
+        self.went(user, device, version, why);
     }
 
     fn resumed(&self) {

@@ -4,6 +4,7 @@
 use crate::config::Callbacks;
 use crate::domain::seat::{DeviceId, UserId};
 use crate::domain::time::Timestamp;
+use crate::ports::Departure;
 use crate::tasks::Tasks;
 use crate::webhook::client::{Failure, Posted, SetupError, Webhook};
 use crate::webhook::guard::Guard;
@@ -23,27 +24,6 @@ use uuid::Uuid;
 const WAITING_MAX: usize = 10_000;
 /// After an attempt has failed, the next ones come so much later.
 const AGAIN_AFTER: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
-
-/// Why a user is not here any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Departure {
-    /// The last stream has ended.
-    Closed,
-    /// The last device was sent away by the operator.
-    Kicked,
-    /// The node that held the last stream has died.
-    LeaseExpired,
-}
-
-impl Departure {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Kicked => "kicked",
-            Self::LeaseExpired => "lease_expired",
-        }
-    }
-}
 
 /// The way to the operator's endpoint.
 #[derive(Debug)]
