@@ -49,11 +49,11 @@ impl PresenceTable {
         Ok(Seated { replaced, arrival })
     }
 
-    pub(super) fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Unseated {
-        let mut users = self.users.write(user);
-        let Some(Entry { presence, .. }) = users.get_mut(user) else { return Unseated::Absent };
+    pub(super) fn unseat(&self, seat: &SeatInfo) -> Unseated {
+        let mut users = self.users.write(&seat.user);
+        let Some(Entry { presence, .. }) = users.get_mut(&seat.user) else { return Unseated::Absent };
         let before = presence.seats.len();
-        presence.seats.retain(|s| !(s.device == *device && s.connection == connection));
+        presence.seats.retain(|s| !(s.device == seat.device && s.connection == seat.connection));
         if presence.seats.len() == before {
             return Unseated::Absent;
         }
@@ -61,7 +61,7 @@ impl PresenceTable {
         let gone = presence.seats.is_empty().then_some(presence.version);
         drop(users);
         let Some(version) = gone else { return Unseated::One };
-        self.remember_offline(user, version);
+        self.remember_offline(&seat.user, version);
         Unseated::Last(version)
     }
 

@@ -62,6 +62,8 @@ struct Plane {
     names: Names,
     run: Run,
     lease: Duration,
+    /// No other node will ever share this Redis.
+    is_alone: bool,
     /// `None` while Redis is away: then everything fails at once, and nothing queues.
     link: RwLock<Option<Link>>,
     standing: Mutex<Standing>,
@@ -101,6 +103,7 @@ impl RedisPlane {
             names: Names::new(&redis.prefix),
             run: Run::new(cluster.node.clone()),
             lease: cluster.lease,
+            is_alone: cluster.single_node,
             link: RwLock::new(None),
             standing: Mutex::default(),
             roll: watch::Sender::new(Roll::unknown()),
@@ -201,8 +204,8 @@ impl Directory for RedisPlane {
         self.0.seat(&seat, max_devices).await
     }
 
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
-        self.0.unseat(user, device, connection).await
+    async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away> {
+        self.0.unseat(seat).await
     }
 
     async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away> {
@@ -259,7 +262,8 @@ impl Bus for RedisPlane {
     }
 
     fn has_other_nodes(&self) -> bool {
-        self.0.roll.borrow().has_others(&self.0.run.node)
+        // The roll may be a second old, and a node that has come since must not wait for what it is not told.
+        !self.0.is_alone
     }
 
     async fn listen(&self, _: &NodeId, door: Arc<dyn NodeDoor>) -> Result<(), Away> {

@@ -179,8 +179,9 @@ impl Witness<'_> {
         let message = json!({"from": "alice", "to": {"users": [user]}, "type": "typing", "online_only": true, "payload": {"canary": text}});
         // Every other one with a key.
         let request = send_request(&message);
-        let n = self.whispers.lock().len();
-        let request = if n.is_multiple_of(2) { request } else { request.header("Idempotency-Key", &text) };
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let request =
+            if n.is_multiple_of(2) { request } else { request.header("Idempotency-Key", &format!("whisper {n}")) };
         let answer = exchange(address, &to_bytes(request, address));
         let outcome = match &answer {
             Ok(answer) if answer.status == 200 => self::text(&answer.json()["recipients"][0]["outcome"]),
