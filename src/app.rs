@@ -3,7 +3,8 @@
 mod welcome;
 
 use crate::backend::memory::MemoryPlane;
-use crate::backend::sqlite::{Options, SqliteStore};
+use crate::backend::postgres::{self, PostgresStore};
+use crate::backend::sqlite::{self, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
 use crate::http::{self, Admin, Doors, Front, Keys};
@@ -81,7 +82,7 @@ impl App {
         raise_open_files(config.stream.max);
         let tasks = Tasks::on_this_runtime();
         let mut registry = Registry::with_prefix("herenow");
-        let store = durable_plane(config, &mut registry)?;
+        let store = durable_plane(config, &mut registry).await?;
         let plane: Arc<dyn Ephemeral> = Arc::new(MemoryPlane::default());
         let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;
         let relay = Relay::new(Parts {
@@ -146,9 +147,18 @@ impl App {
     }
 }
 
-fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
-    let options = Options::new(config.store.retention, config.store.inbox_max);
-    Ok(SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?)
+async fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
+    let (retention, inbox_max) = (config.store.retention, config.store.inbox_max);
+    Ok(match &config.store.url {
+        Some(url) => {
+            let options = postgres::Options::new(retention, inbox_max);
+            PostgresStore::open(url, &options, registry).await.context("the store can't be opened")?
+        }
+        None => {
+            let options = sqlite::Options::new(retention, inbox_max);
+            SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?
+        }
+    })
 }
 
 /// What a killed task or a closed connection may take to end.

@@ -7,13 +7,11 @@ mod checkpoint;
 mod columns;
 mod content;
 mod devices;
+mod jobs;
 mod leases;
-mod metrics;
 mod outbox;
-mod queue;
 mod read;
 mod readers;
-mod recipients;
 mod retention;
 mod schema;
 mod users;
@@ -24,6 +22,8 @@ mod tests;
 
 pub use schema::OpenError;
 
+use super::durable::metrics::Metrics;
+use super::durable::queue::{Size, append_size, closed};
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, UserId};
@@ -34,11 +34,10 @@ use crate::ports::{
 };
 use async_trait::async_trait;
 use checkpoint::Stop;
+use jobs::{Queue, Task};
 use leases::{Leased, Leases};
-use metrics::Metrics;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use queue::{Queue, Size, Task};
 use readers::Readers;
 use std::path::Path;
 use std::sync::Arc;
@@ -140,7 +139,7 @@ impl SqliteStore {
     {
         let (reply, answer) = oneshot::channel();
         self.queue.push(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| queue::closed())?
+        answer.await.map_err(|_| closed())?
     }
 }
 
@@ -221,7 +220,7 @@ impl Store for SqliteStore {
             settlements.iter().try_for_each(|settlement| db.settle(settlement))
         };
         self.queue.push_relief(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| queue::closed())?
+        answer.await.map_err(|_| closed())?
     }
 
     async fn callbacks(&self, filter: CallbackFilter) -> Result<Vec<CallbackEntry>, StoreError> {
@@ -266,13 +265,5 @@ impl Store for SqliteStore {
     async fn close(&self) {
         let threads = self.end_threads();
         let _ = tokio::task::spawn_blocking(move || join(threads)).await;
-    }
-}
-
-fn append_size(new: &Append) -> Size {
-    let recipients = new.recipients.len();
-    Size {
-        rows: 2 + recipients + new.push_due.len(),
-        bytes: new.message.payload.as_bytes().len() + 512 + recipients * 64,
     }
 }
