@@ -7,8 +7,9 @@ use crate::backend::postgres::{self, PostgresStore};
 use crate::backend::sqlite::{self, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
-use crate::http::{self, Admin, Doors, Front, Keys};
+use crate::http::{self, Admin, Doors, Front, Keys, RateLimits};
 use crate::ports::{Ephemeral, Store};
+use crate::relay::before_send::BeforeSend;
 use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
@@ -90,6 +91,8 @@ impl App {
             plane: plane.clone(),
             store: store.clone(),
             callbacks,
+            before_send: BeforeSend::new(&config.callbacks, config.limits.payload_bytes, &mut registry)
+                .map_err(|error| anyhow::anyhow!("callbacks.before_send.{error}"))?,
             limits: config.limits.clone(),
             stream: config.stream.clone(),
             retention: config.store.retention,
@@ -98,7 +101,9 @@ impl App {
             metrics: Metrics::new(&mut registry),
         });
         relay.start().await?;
-        let (api, address) = api_server(config, &relay)?;
+        let rates = Arc::new(RateLimits::new(&config.limits));
+        tasks.spawn_essential("rates", rates.clone().forget_idle(tasks.drain.clone()));
+        let (api, address) = api_server(config, &relay, rates)?;
         let admin = Admin { registry: Arc::new(Mutex::new(registry)) };
         let admin = config.server.admin_listen.map(|at| admin_server(at, &config.stream, &relay, admin)).transpose()?;
         let drain = config.server.drain;
@@ -193,13 +198,14 @@ async fn obey_signals(signals: [io::Result<Signal>; 2], stop: &CancellationToken
     std::future::pending().await
 }
 
-fn api_server(config: &Config, relay: &Relay) -> anyhow::Result<(Server, SocketAddr)> {
+fn api_server(config: &Config, relay: &Relay, rates: Arc<RateLimits>) -> anyhow::Result<(Server, SocketAddr)> {
     let listen = config.server.listen;
     let listener = http::listener(listen, &config.stream).with_context(|| format!("can't listen on {listen}"))?;
     let address = listener.local_addr()?;
     let doors = Doors {
         relay: Data::new(relay.clone()),
         keys: Data::new(Keys::new(&config.auth)),
+        rates: Data::from(rates),
         cors_origins: config.server.cors_origins.clone(),
         // Anybody may mint tokens there: only where everybody who gets there may read the credentials anyway.
         examples: config.auth.self_made && address.ip().is_loopback(),

@@ -66,7 +66,9 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
 }
 
 fn outlets(config: &Config) -> impl Iterator<Item = (&'static str, &Outlet)> {
-    [("callbacks.storage.url", &config.callbacks.storage), ("callbacks.push.url", &config.callbacks.push)].into_iter()
+    let Callbacks { storage, push, before_send, .. } = &config.callbacks;
+    [("callbacks.storage.url", storage), ("callbacks.push.url", push), ("callbacks.before_send.url", before_send)]
+        .into_iter()
 }
 
 /// A name is looked up when a callback is sent; an address can be refused at once, however it is spelled.

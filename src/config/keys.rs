@@ -3,7 +3,7 @@
 use super::sections::Config;
 use super::slot::Slot::{
     self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
-    Origins, Path, Prefix, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
+    OnFailure, Origins, Path, Prefix, RateOrOff, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -201,6 +201,16 @@ pub static KEYS: &[Key] = &[
         "How long an online-only message waits in a slow device's queue before another device is tried.",
     ),
     Key::new(
+        "limits.sends_per_s",
+        RateOrOff(|c| &mut c.limits.sends_per_s),
+        "How many messages per second one API key may send through this node, after as many at once.",
+    ),
+    Key::new(
+        "limits.sends_per_s_per_from",
+        RateOrOff(|c| &mut c.limits.sends_per_s_per_from),
+        "The same for each sender that `from` names.",
+    ),
+    Key::new(
         "limits.idempotency_window_s",
         Seconds(1..=604_800, |c| &mut c.limits.idempotency_window),
         "How long an `Idempotency-Key` of a persisted send is remembered.",
@@ -230,6 +240,28 @@ pub static KEYS: &[Key] = &[
         "How long a recipient's online devices have to take a message before it is pushed.",
     ),
     Key::new(
+        "callbacks.before_send.url",
+        UrlOrNone(|c| &mut c.callbacks.before_send.url),
+        "Is asked before every send, online-only ones too, whether it may go: allow, reject or replace the payload.",
+    ),
+    Key::new("callbacks.before_send.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.before_send.secrets), SIGNS)
+        .by_default(MADE),
+    Key::new(
+        "callbacks.before_send.timeout_ms",
+        Millis(1..=30_000, |c| &mut c.callbacks.before_send.timeout),
+        "A send waits so long for the answer, and no longer.",
+    ),
+    Key::new(
+        "callbacks.before_send.concurrency",
+        Count(1..=1_024, |c| &mut c.callbacks.before_send.concurrency),
+        "How many of these questions run at once. More wait, within `timeout_ms`.",
+    ),
+    Key::new(
+        "callbacks.before_send.on_failure",
+        OnFailure(|c| &mut c.callbacks.before_send_on_failure),
+        "What becomes of a send when the question has no answer.",
+    ),
+    Key::new(
         "callbacks.deny_networks",
         Networks(|c| &mut c.callbacks.deny_networks),
         "No callback goes to an address in these.",
@@ -253,19 +285,12 @@ pub(super) static NOT_YET: &[&str] = &[
     "server.tls.key",
     "auth.device_public_keys",
     "auth.jwks_url",
-    "limits.sends_per_s",
-    "limits.sends_per_s_per_from",
     "limits.group_members",
     "callbacks.presence.url",
     "callbacks.presence.secrets",
     "callbacks.presence.timeout_ms",
     "callbacks.presence.concurrency",
     "callbacks.presence.debounce_ms",
-    "callbacks.before_send.url",
-    "callbacks.before_send.secrets",
-    "callbacks.before_send.timeout_ms",
-    "callbacks.before_send.concurrency",
-    "callbacks.before_send.on_failure",
     "otel.endpoint",
 ];
 

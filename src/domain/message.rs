@@ -21,10 +21,38 @@ impl RawJson {
         Self(bytes)
     }
 
+    /// Whether it is nested no deeper than [`RawJson::MAX_DEPTH`].
+    pub fn is_shallow(&self) -> bool {
+        // Most have fewer brackets than levels are allowed, and then there is no need to look closer.
+        memchr::memchr2_iter(b'[', b'{', &self.0).nth(Self::MAX_DEPTH).is_none() || depth(&self.0) <= Self::MAX_DEPTH
+    }
+
+    /// Content is at most so deep: what reads it at the other end may be recursive.
+    pub const MAX_DEPTH: usize = 128;
+
     /// The JSON text.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 impl fmt::Debug for RawJson {
@@ -108,6 +136,8 @@ pub struct Draft {
     pub payload: RawJson,
     /// Online-only or persisted.
     pub mode: Mode,
+    /// The whole request as the sender wrote it.
+    pub source: RawJson,
 }
 
 /// A user's sequence number of a persisted message: contiguous from 1, in the order of committing. Opaque to clients.
@@ -250,6 +280,16 @@ mod tests {
         for nonsense in ["", "-1", "+1", "01", "1.0", " 1", "1e3", "9223372036854775808", "earliest", "１", "0x10"] {
             assert_eq!(Cursor::parse(nonsense), None, "{nonsense:?}");
         }
+    }
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings() {
+        let is_shallow = |text: String| RawJson::from_checked(text.into()).is_shallow();
+        let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+        assert!(is_shallow(nested(RawJson::MAX_DEPTH)));
+        assert!(!is_shallow(nested(RawJson::MAX_DEPTH + 1)));
+        assert!(is_shallow(format!("\"\\\"{}\"", "[".repeat(500))));
+        assert!(is_shallow(format!("[{}]", ["{}"; 400].join(","))));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod answer;
 mod auth;
+mod batch;
 mod body;
 mod callbacks;
 mod connection;
@@ -14,6 +15,7 @@ mod ops;
 mod parked;
 mod presence;
 mod problem;
+mod rates;
 mod routes;
 mod schema;
 mod stream;
@@ -24,6 +26,7 @@ pub use connection::{listener, note_connection};
 pub use front::Front;
 pub use openapi::openapi_json;
 pub use ops::Admin;
+pub use rates::RateLimits;
 pub use routes::{Doors, admin_routes, routes};
 
 /// What the fuzz targets in `fuzz/` need of the doors, whose parsers are nobody else's business.

@@ -1,5 +1,6 @@
 //! [`Relay`], the one handle that every door holds, and its errors.
 
+use super::before_send::BeforeSend;
 use super::hub::Hub;
 use super::metrics::Metrics;
 use super::notes::Notes;
@@ -24,6 +25,7 @@ pub(super) struct Inner {
     pub(super) plane: Arc<dyn Ephemeral>,
     pub(super) store: Arc<dyn Store>,
     pub(super) callbacks: Arc<Callbacks>,
+    pub(super) before_send: Option<BeforeSend>,
     pub(super) notes: Notes,
     pub(super) limits: config::Limits,
     pub(super) stream: config::Stream,
@@ -41,12 +43,12 @@ pub(super) struct Inner {
 /// So many sends may be under way at a time; more are refused rather than kept in memory (CONTRACT.md 10.7).
 const SENDS_MAX: usize = 10_000;
 
-/// Leave to send one message, held until it is answered.
-pub struct Admission(Relay);
+/// Leave to send so many messages, held until they are answered.
+pub struct Admission(Relay, usize);
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.0.sends.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.sends.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
@@ -57,6 +59,7 @@ pub struct Parts {
     pub plane: Arc<dyn Ephemeral>,
     pub store: Arc<dyn Store>,
     pub callbacks: Arc<Callbacks>,
+    pub before_send: Option<BeforeSend>,
     pub limits: config::Limits,
     pub stream: config::Stream,
     /// `store.retention_s`: the longest and the usual life of a persisted message.
@@ -91,6 +94,9 @@ pub enum Error {
     /// The user has as many devices online as are allowed.
     #[error("the user has {0} devices online, which is the most")]
     TooManyDevices(usize),
+    /// The operator's own service said no, in these words.
+    #[error("{0}")]
+    Rejected(String),
     /// A bound of this node is reached.
     #[error("{0}")]
     Overloaded(String),
@@ -144,13 +150,26 @@ impl From<TicketError> for Error {
 impl Relay {
     /// A relay of these parts; [`Relay::start`] sets its tasks going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { node, plane, store, callbacks, limits, stream, retention, confirm_timeout, tasks, metrics } = parts;
+        let Parts {
+            node,
+            plane,
+            store,
+            callbacks,
+            before_send,
+            limits,
+            stream,
+            retention,
+            confirm_timeout,
+            tasks,
+            metrics,
+        } = parts;
         Self(Arc::new(Inner {
             node,
             hub: Hub::new(&stream),
             plane,
             store,
             callbacks,
+            before_send,
             notes: Notes::default(),
             limits,
             stream,
@@ -164,10 +183,11 @@ impl Relay {
         }))
     }
 
-    /// Lets a send in, to be asked before its body is read.
-    pub fn admit(&self) -> Result<Admission, Error> {
-        let admission = Admission(self.clone());
-        if self.0.sends.fetch_add(1, Ordering::Relaxed) < SENDS_MAX {
+    /// Lets so many sends in, to be asked before their body is read.
+    pub fn admit(&self, sends: usize) -> Result<Admission, Error> {
+        let under_way = self.0.sends.fetch_add(sends, Ordering::Relaxed);
+        let admission = Admission(self.clone(), sends);
+        if under_way + sends <= SENDS_MAX {
             return Ok(admission);
         }
         Err(Error::Overloaded(format!("{SENDS_MAX} sends are under way on this node, which is the most")))

@@ -1,5 +1,6 @@
 //! Floor 3: the relay itself. It speaks to the planes through `ports` and knows no HTTP server.
 
+pub mod before_send;
 pub mod callbacks;
 pub mod devices;
 pub mod finish;

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod bad_input;
+mod batch;
+mod before_send;
 mod callbacks;
 mod cli_live;
 mod cors;
@@ -19,7 +21,12 @@ mod online_only;
 mod ops;
 mod persisted;
 mod presence;
+mod rates;
 mod roundabout;
+#[path = "../servers/mod.rs"]
+#[expect(dead_code, reason = "the library's tests and those of `tests/it` need a part each")]
+mod servers;
+mod servers_hold;
 mod stream;
 mod support;
 mod typing;
