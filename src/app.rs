@@ -154,16 +154,12 @@ impl App {
 
 async fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
     let (retention, inbox_max) = (config.store.retention, config.store.inbox_max);
-    Ok(match &config.store.url {
-        Some(url) => {
-            let options = postgres::Options::new(retention, inbox_max);
-            PostgresStore::open(url, &options, registry).await.context("the store can't be opened")?
-        }
-        None => {
-            let options = sqlite::Options::new(retention, inbox_max);
-            SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?
-        }
-    })
+    if let Some(url) = &config.store.url {
+        let options = postgres::Options::new(retention, inbox_max);
+        return Ok(PostgresStore::open(url, &options, registry).await.context("the store can't be opened")?);
+    }
+    let options = sqlite::Options::new(retention, inbox_max);
+    Ok(SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?)
 }
 
 /// What a killed task or a closed connection may take to end.

@@ -5,6 +5,7 @@ use crate::ports::{Append, StoreError};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::Poll;
 use tokio::sync::Notify;
 
 /// Jobs that share one commit at most.
@@ -132,28 +133,28 @@ impl<J> Queue<J> {
     pub async fn next(&self) -> Option<Batch<J>> {
         loop {
             // One call wakes one task, and is kept if none waits. So who leaves something behind, or ends, wakes the next.
-            if let Some(taken) = self.try_next() {
+            if let Poll::Ready(taken) = self.try_next() {
                 return taken;
             }
             self.woken.notified().await;
         }
     }
 
-    fn try_next(&self) -> Option<Option<Batch<J>>> {
+    fn try_next(&self) -> Poll<Option<Batch<J>>> {
         let waiting = self.waiting.lock();
         if waiting.jobs.is_empty() {
-            let ended = waiting.closed.then_some(None);
-            drop(waiting);
-            if ended.is_some() {
-                self.woken.notify_one();
+            if !waiting.closed {
+                return Poll::Pending;
             }
-            return ended;
+            drop(waiting);
+            self.woken.notify_one();
+            return Poll::Ready(None);
         }
         let batch = self.batch(waiting);
         if !self.waiting.lock().jobs.is_empty() {
             self.woken.notify_one();
         }
-        Some(Some(batch))
+        Poll::Ready(Some(batch))
     }
 
     fn batch(&self, waiting: MutexGuard<'_, Waiting<J>>) -> Batch<J> {

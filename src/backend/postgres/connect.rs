@@ -87,7 +87,7 @@ impl Failure {
                 matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
                     || *db.code() == SqlState::READ_ONLY_SQL_TRANSACTION
             }
-            None => error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>()),
+            None => error.is_closed() || error.source().is_some_and(<dyn Error>::is::<io::Error>),
         }
     }
 

@@ -34,18 +34,18 @@ pub(super) async fn page(
     // One row more than may be shown, if there is one: then something follows. Of the bytes, too, no more than one row beyond.
     let page = db
         .prepare_cached(concat!(
-            "SELECT u.newest, e.cursor, ",
+            "SELECT u.newest, m.cursor, ",
             message_columns!(),
-            ", e.bytes FROM users u
+            ", m.bytes FROM users u
              LEFT JOIN LATERAL (
-                 SELECT i.cursor, i.message,
-                        sum(octet_length(m.payload)) OVER (ORDER BY i.cursor ROWS UNBOUNDED PRECEDING) AS bytes,
-                        octet_length(m.payload) AS own
+                 SELECT i.cursor, ",
+            message_columns!(),
+            ", sum(octet_length(m.payload)) OVER (ORDER BY i.cursor ROWS UNBOUNDED PRECEDING) AS bytes,
+                        octet_length(m.payload) AS own, row_number() OVER (ORDER BY i.cursor) AS n
                  FROM inbox i JOIN message m ON m.id = i.message
                  WHERE i.user_id = u.id AND i.cursor > greatest($2, u.newest - $3) AND i.expires_at > $4
-                 ORDER BY i.cursor LIMIT $5) e ON e.bytes - e.own <= $6
-             LEFT JOIN message m ON m.id = e.message
-             WHERE u.name = $1 ORDER BY e.cursor"
+                 ORDER BY i.cursor LIMIT $5) m ON m.bytes - m.own <= $6 OR m.n = 2
+             WHERE u.name = $1 ORDER BY m.cursor"
         ))
         .await?;
     let most = i64::try_from(limit.messages.max(1).saturating_add(1)).unwrap_or(i64::MAX);
