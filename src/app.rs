@@ -83,7 +83,7 @@ impl App {
         raise_open_files(config.stream.max);
         let tasks = Tasks::on_this_runtime();
         let mut registry = Registry::with_prefix("herenow");
-        let store = durable_plane(config, &mut registry).await?;
+        let store = durable_plane(config, &tasks, &mut registry).await?;
         let plane: Arc<dyn Ephemeral> = Arc::new(MemoryPlane::default());
         let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;
         let relay = Relay::new(Parts {
@@ -152,11 +152,11 @@ impl App {
     }
 }
 
-async fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
+async fn durable_plane(config: &Config, tasks: &Tasks, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
     let (retention, inbox_max) = (config.store.retention, config.store.inbox_max);
     if let Some(url) = &config.store.url {
         let options = postgres::Options::new(retention, inbox_max);
-        return Ok(PostgresStore::open(url, &options, registry).await.context("the store can't be opened")?);
+        return Ok(PostgresStore::open(url, &options, tasks, registry).await.context("the store can't be opened")?);
     }
     let options = sqlite::Options::new(retention, inbox_max);
     Ok(SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?)

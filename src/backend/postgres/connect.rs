@@ -5,6 +5,7 @@ use crate::ports::StoreError;
 use deadpool_postgres::{
     BuildError, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
 };
+use prometheus_client::metrics::histogram::Histogram;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -13,7 +14,7 @@ use rustls_platform_verifier::BuilderVerifierExt;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{Client, Config};
@@ -204,10 +205,12 @@ impl ServerCertVerifier for AnyServer {
 pub(super) struct Connections {
     pool: Pool,
     metrics: Metrics,
+    /// How long calls waited for a connection.
+    waits: Histogram,
 }
 
 impl Connections {
-    pub fn new(config: &Config, most: usize, metrics: Metrics) -> Result<Self, ConnectError> {
+    pub fn new(config: &Config, most: usize, (metrics, waits): (Metrics, Histogram)) -> Result<Self, ConnectError> {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(config.clone(), tls(config.get_ssl_mode())?, recycling);
         let prepare = Hook::async_fn(|client: &mut deadpool_postgres::ClientWrapper, _| {
@@ -221,14 +224,17 @@ impl Connections {
             .recycle_timeout(Some(CONNECT))
             .post_create(prepare)
             .build()?;
-        Ok(Self { pool, metrics })
+        Ok(Self { pool, metrics, waits })
     }
 
     pub async fn get(&self) -> Result<Object, Failure> {
         if self.pool.status().waiting >= WAITING {
             return Err(PoolError::Timeout(TimeoutType::Wait).into());
         }
-        Ok(self.pool.get().await?)
+        let asked = Instant::now();
+        let got = self.pool.get().await;
+        self.waits.observe(asked.elapsed().as_secs_f64());
+        Ok(got?)
     }
 
     /// For [`run!`].

@@ -32,6 +32,8 @@ macro_rules! database_now {
     };
 }
 
+pub(super) use database_now;
+
 /// The leases of this node.
 pub(super) struct Leases {
     /// This node in the rows. Another one after each start.
@@ -86,8 +88,11 @@ impl Leases {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::debug!(%error, "leases can't be renewed");
-                    // What is astray calls at once.
-                    sleep(self.lease / BEATS).await;
+                    // What is astray would call at once.
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = sleep(self.lease / BEATS) => {}
+                    }
                 }
             }
         }

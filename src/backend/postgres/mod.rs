@@ -41,6 +41,7 @@ use connect::{Connections, run};
 use leases::Leases;
 use parking_lot::Mutex;
 use partitions::Partitions;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,21 +105,30 @@ pub struct PostgresStore {
 
 impl PostgresStore {
     /// Connects to the server, brings the schema up to date and starts the store's tasks.
-    pub async fn open(url: &Secret, options: &Options, registry: &mut Registry) -> Result<Arc<Self>, OpenError> {
+    pub async fn open(
+        url: &Secret,
+        options: &Options,
+        process: &Tasks,
+        registry: &mut Registry,
+    ) -> Result<Arc<Self>, OpenError> {
         let config = connect::config(url.expose())?;
         let metrics = Metrics::new(registry);
-        let db = Connections::new(&config, options.connections, metrics.clone())?;
+        let waits = Histogram::new(exponential_buckets(0.000_125, 2.0, 17));
+        registry.register("store_connection_seconds", "Time that calls waited for a connection", waits.clone());
+        let connections = |most| Connections::new(&config, most, (metrics.clone(), waits.clone()));
+        let db = connections(options.connections)?;
         schema::prepare(&db, options.patience).await?;
         let leases = Arc::new(Leases::new(options.lease));
         // Before the first row is leased.
         run!(&db, |db| leases.beat(&db))?;
         let writer = Writer {
-            connections: Connections::new(&config, options.writers, metrics.clone())?,
+            connections: connections(options.writers)?,
             queue: Queue::new(Size { rows: options.queue_jobs, bytes: options.queue_bytes }, metrics.clone()),
             partitions: Arc::new(Partitions::new(options.retention)),
             leases: Arc::clone(&leases),
             rules: Rules { retention: options.retention, inbox_max: options.inbox_max },
-            metrics,
+            metrics: metrics.clone(),
+            failing: Arc::default(),
         };
         let tasks = Tasks::on_this_runtime();
         for _ in 0..options.writers {
@@ -126,6 +136,14 @@ impl PostgresStore {
         }
         let (keeper, of, stop) = (Arc::clone(&leases), db.clone(), tasks.drain.clone());
         tasks.spawn_essential("store-leases", async move { keeper.keep(&of, &stop).await });
+        // If one of them dies, the process drains.
+        let (died, drain) = (tasks.drain.clone(), process.drain.clone());
+        process.spawn_essential("store", async move {
+            tokio::select! {
+                () = died.cancelled() => {}
+                () = drain.cancelled() => {}
+            }
+        });
         Ok(Arc::new(Self {
             db,
             writers: writer.connections,

@@ -40,11 +40,10 @@ pub(super) async fn lease_due(
 ) -> Result<Vec<Callback>> {
     let lease = db
         .prepare_cached(concat!(
-            "WITH c AS (
-                 UPDATE outbox SET holder = $4 WHERE id IN (
-                     SELECT id FROM outbox WHERE endpoint = $1 AND due_at <= $2 AND holder IS NULL
-                     ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED)
-                 RETURNING *)
+            "WITH due AS MATERIALIZED (
+                 SELECT id FROM outbox WHERE endpoint = $1 AND due_at <= $2 AND holder IS NULL
+                 ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED),
+             c AS (UPDATE outbox o SET holder = $4 FROM due WHERE o.id = due.id RETURNING o.*)
              SELECT ",
             callback_columns!(),
             " FROM c LEFT JOIN users u ON u.id = c.user_id ORDER BY c.due_at, c.id"

@@ -1,6 +1,8 @@
 //! Opening the database: waiting for it, and bringing the schema up to date.
 
 use super::connect::{ConnectError, Connections, Failure, end};
+use super::leases::database_now;
+use crate::domain::time::Timestamp;
 use crate::ports::StoreError;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -12,6 +14,8 @@ const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/postgres/0001_me
 const OLDEST_SERVER: i32 = 140_000;
 /// Of the lock that a node holds while it migrates: "herenow" as a number.
 const LOCK: i64 = 0x68_6572_656e_6f77;
+/// Clocks that differ by more milliseconds are worth a warning.
+const CLOCKS_APART: i64 = 5_000;
 /// Between attempts to reach the server at the start.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -77,11 +81,18 @@ fn cause_of(failure: &Failure) -> String {
 
 async fn migrate(db: &Client, scripts: &[&str]) -> Result<(), OpenError> {
     let broken = |error: tokio_postgres::Error| OpenError::Migration(cause_of(&Failure::from(error)));
-    let version: i32 = db
-        .query_one("SELECT current_setting('server_version_num')::int", &[])
+    let (version, clock): (i32, i64) = db
+        .query_one(concat!("SELECT current_setting('server_version_num')::int, ", database_now!()), &[])
         .await
-        .and_then(|row| row.try_get(0))
+        .and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
         .map_err(broken)?;
+    let apart = Timestamp::now().as_ms() - clock;
+    if apart.abs() > CLOCKS_APART {
+        tracing::warn!(
+            apart_ms = apart,
+            "this clock and the database's differ: messages expire by the clocks of the nodes"
+        );
+    }
     if version < OLDEST_SERVER {
         return Err(OpenError::OldServer(version));
     }

@@ -37,7 +37,7 @@ fn roomy() -> Options {
 }
 
 async fn open_at(url: String, options: &Options) -> Result<Arc<PostgresStore>, OpenError> {
-    PostgresStore::open(&Secret::new(url), options, &mut Registry::default()).await
+    PostgresStore::open(&Secret::new(url), options, &Tasks::on_this_runtime(), &mut Registry::default()).await
 }
 
 async fn fresh() -> Fresh {
@@ -136,13 +136,13 @@ async fn nodes_never_hold_the_same_callback() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_living_node_keeps_its_callbacks_and_a_dead_ones_are_freed() {
-    let lease = Duration::from_millis(900);
+    let lease = Duration::from_secs(2);
     let ([a, b], _database) = pair(&Options { lease, ..roomy() }).await;
     let (_, handed_over) = sent(&*a, leased(to_at(&["bob"], at(0)))).await;
     sent(&*a, to_at(&["carol"], at(0))).await;
     assert_eq!(due(&a, 10).await.len(), 1);
     let started = Instant::now();
-    while started.elapsed() < lease * 2 {
+    while started.elapsed() < lease * 3 / 2 {
         assert_eq!(due(&b, 10).await, []);
         sleep(Duration::from_millis(50)).await;
     }
@@ -203,6 +203,10 @@ async fn a_newer_schema_is_refused() {
 }
 
 // === Lost connections, servers that are away ===
+
+fn is_away<T>(done: &Result<T, StoreError>) -> bool {
+    matches!(done, Err(StoreError::Unavailable(_)))
+}
 
 /// Sends to a user until it is told to stop; how many were answered Ok.
 async fn send_until(store: &PostgresStore, name: &str, stop: &CancellationToken) -> (Vec<Uuid>, Vec<Uuid>) {
@@ -335,22 +339,24 @@ async fn it_works_again_after_an_outage_without_a_restart() {
     let server = Postgres::start();
     let database = server.database();
     let store = open_at(database.url(), &roomy()).await.unwrap();
-    sent(&*store, to_at(&["bob"], at(0))).await;
+    let mut stored = Vec::new();
+    let send = async || sent(&*store, to_at(&["bob", "all"], at(0))).await.0.id;
+    stored.push(send().await);
     for kill in [true, false] {
         if kill {
             server.kill();
         } else {
             server.stop_fast();
         }
-        assert!(matches!(store.append(to_at(&["bob"], at(0))).await, Err(StoreError::Unavailable(_))));
-        assert!(matches!(store.check().await, Err(StoreError::Unavailable(_))));
-        assert!(matches!(store.newest(&[user("bob")]).await, Err(StoreError::Unavailable(_))));
+        // What is left of a killed server may serve for a moment.
+        eventually(async || is_away(&store.check().await)).await;
+        eventually(async || is_away(&store.newest(&[]).await)).await;
+        eventually(async || is_away(&store.append(to_at(&["bob", "all"], at(0))).await)).await;
         server.restart();
         eventually(async || store.check().await.is_ok()).await;
-        sent(&*store, to_at(&["bob"], at(0))).await;
+        stored.push(send().await);
     }
-    let numbers = inbox(&store, "bob", 0).await;
-    assert_eq!(numbers, one_to(3), "what was refused isn't there");
+    assert_kept(&database, &stored, &[]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -397,11 +403,10 @@ async fn a_server_that_comes_late_is_waited_for_at_the_start() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_find_no_connection_are_refused_and_those_after_them_served() {
-    let fresh = Fresh { store: fresh().await.store, database: Postgres::shared().database() };
-    drop(fresh.store);
-    let role = fresh.database.url().rsplit('/').next().unwrap().replace("test", "few");
-    fresh.database.sql(&format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 2; GRANT ALL ON SCHEMA public TO {role}"));
-    let url = fresh.database.url().replace("//postgres@", &format!("//{role}@"));
+    let database = Postgres::shared().database();
+    let role = database.url().rsplit('/').next().unwrap().replace("test", "few");
+    database.sql(&format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 2; GRANT ALL ON SCHEMA public TO {role}"));
+    let url = database.url().replace("//postgres@", &format!("//{role}@"));
     let store = open_at(url, &Options { writers: 1, connections: 6, ..roomy() }).await.unwrap();
     sent(&*store, to_at(&["bob"], at(0))).await;
     let bob = [user("bob")];
@@ -410,7 +415,7 @@ async fn calls_that_find_no_connection_are_refused_and_those_after_them_served()
     sent(&*store, to_at(&["bob"], at(0))).await;
     assert_eq!(store.newest(&bob).await.unwrap(), [c(2)]);
     store.close().await;
-    fresh.database.sql(&format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role}"));
+    database.sql(&format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role}"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

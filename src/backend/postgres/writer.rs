@@ -12,6 +12,7 @@ use crate::ports::{Appended, StoreError};
 use deadpool_postgres::Object;
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
@@ -49,6 +50,8 @@ pub(super) struct Writer {
     pub leases: Arc<Leases>,
     pub rules: Rules,
     pub metrics: Metrics,
+    /// The last batch failed, and that was said.
+    pub failing: Arc<AtomicBool>,
 }
 
 /// An error that all jobs of a batch share.
@@ -71,6 +74,9 @@ impl Writer {
         self.metrics.commit_jobs.observe(f64::from(u32::try_from(jobs.len()).unwrap_or(u32::MAX)));
         match outcome {
             Ok(answers) => {
+                if self.failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the store can write again");
+                }
                 let mut later = Vec::new();
                 for (job, answer) in jobs.into_iter().zip(answers) {
                     match answer {
@@ -140,7 +146,9 @@ impl Writer {
     }
 
     fn fail(&self, jobs: Vec<Job>, failure: Failure) {
-        tracing::error!(error = %failure, jobs = jobs.len(), "the store can't write");
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            tracing::error!(error = %failure, jobs = jobs.len(), "the store can't write");
+        }
         let in_doubt = matches!(failure, Failure::InDoubt(_));
         let shared = match self.connections.failed(failure) {
             StoreError::Unavailable(cause) => Some(Shared(Arc::from(cause))),
