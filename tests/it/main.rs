@@ -20,6 +20,7 @@ mod invariants_durable;
 mod online_only;
 mod ops;
 mod persisted;
+mod postgres;
 mod presence;
 mod rates;
 mod roundabout;

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// A holder says so many times per lease that it is alive.
-const BEATS: u32 = 6;
+const BEATS: u32 = 5;
 /// Rows that are freed at a time.
 const FREED: i64 = 2_000;
 /// How often all leases are looked at, whether or not somebody died: a node that was paused may have leased rows after it was given up.
@@ -75,18 +75,21 @@ impl Leases {
 
     /// Keeps this node's leases and ends those of the dead, until it is told to stop.
     pub async fn keep(&self, db: &Connections, stop: &CancellationToken) {
-        let mut looked = Instant::now();
+        // After an outage of the server every node seems dead. Who could not beat either gives the others time to do it first.
+        let (mut well_since, mut looked) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(self.lease / BEATS) => {}
                 () = self.called.notified() => {}
             }
-            let look = looked.elapsed() >= LOOK_EVERY;
-            match self.tended(db, look).await {
+            let may_free = well_since.elapsed() >= self.lease;
+            let look = may_free && looked.elapsed() >= LOOK_EVERY;
+            match self.tended(db, may_free, look).await {
                 Ok(()) if look => looked = Instant::now(),
                 Ok(()) => {}
                 Err(error) => {
+                    well_since = Instant::now();
                     tracing::debug!(%error, "leases can't be renewed");
                     // What is astray would call at once.
                     tokio::select! {
@@ -98,16 +101,19 @@ impl Leases {
         }
     }
 
-    async fn tended(&self, db: &Connections, look: bool) -> std::result::Result<(), StoreError> {
-        run!(db, |db| self.tend(&db, look))
+    async fn tended(&self, db: &Connections, may_free: bool, look: bool) -> std::result::Result<(), StoreError> {
+        run!(db, |db| self.tend(&db, may_free, look))
     }
 
-    async fn tend(&self, db: &Object, look: bool) -> Result<()> {
+    async fn tend(&self, db: &Object, may_free: bool, look: bool) -> Result<()> {
         self.beat(db).await?;
         let astray = std::mem::take(&mut *self.astray.lock());
         if let Err(failure) = self.free(db, &astray).await {
             self.give_back(astray);
             return Err(failure);
+        }
+        if !may_free {
+            return Ok(());
         }
         let dead = db.execute(concat!("DELETE FROM holder WHERE alive_till < ", database_now!()), &[]).await?;
         if dead > 0 {

@@ -84,7 +84,7 @@ impl Options {
             queue_bytes: 64 << 20,
             writers: 3,
             connections: 12,
-            lease: Duration::from_secs(30),
+            lease: Duration::from_secs(20),
             patience: Duration::from_secs(10),
         }
     }
