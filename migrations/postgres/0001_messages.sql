@@ -13,7 +13,7 @@ CREATE TABLE users (
 -- dropped as a whole, and the id alone is still the unique key. Which partitions there are stands in `span`.
 -- `brief`: the expiry of a message that is kept for less than the retention, until it has left the inboxes. `kept`: it has left them and
 -- is kept for its storage callback alone. `push`: NULL no push, empty a plain one, else the sender's JSON. `recipients`: pairs of user id
--- and cursor as LEB128.
+-- and cursor as LEB128. `synced`: the last of the recipients is the sender, who only wanted it in its own inbox too.
 CREATE TABLE message (
     id               UUID NOT NULL PRIMARY KEY,
     sent_at          BIGINT NOT NULL,
@@ -27,11 +27,13 @@ CREATE TABLE message (
     kind             TEXT NOT NULL,
     push             BYTEA,
     recipients       BYTEA NOT NULL,
-    payload          BYTEA NOT NULL
+    payload          BYTEA NOT NULL,
+    synced           BOOLEAN NOT NULL
 ) PARTITION BY RANGE (id);
 CREATE INDEX message_brief ON message (brief) WHERE brief IS NOT NULL;
 
 -- A key of a partitioned table must hold what it is partitioned by. That a user has each number once comes from the lock on its row.
+-- `expires_at`: 0 if the message was recalled. Such a row is kept, so that its number isn't taken for one that was lost.
 CREATE TABLE inbox (
     user_id       BIGINT NOT NULL,
     cursor        BIGINT NOT NULL,
@@ -54,7 +56,7 @@ CREATE TABLE holder (
     alive_till BIGINT NOT NULL
 ) WITH (fillfactor = 50);
 
--- Endpoint: 1 storage, 2 push. `holder`: who has leased it. A row that is leased from the beginning and then done with, which most are,
+-- Endpoint: 1 storage, 2 push. `recalled`: it tells that its message was recalled. `holder`: who has leased it. A row that is leased from the beginning and then done with, which most are,
 -- is never in the index of those that are due.
 CREATE TABLE outbox (
     id           UUID PRIMARY KEY,
@@ -67,6 +69,7 @@ CREATE TABLE outbox (
     attempts     INTEGER NOT NULL DEFAULT 0,
     error_status INTEGER,
     error_detail TEXT,
+    recalled     BOOLEAN NOT NULL DEFAULT FALSE,
     holder       UUID
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX outbox_due ON outbox (endpoint, due_at, id) WHERE holder IS NULL;
@@ -80,7 +83,8 @@ CREATE TABLE dead (
     cursor       BIGINT,
     attempts     INTEGER NOT NULL,
     error_status INTEGER,
-    error_detail TEXT
+    error_detail TEXT,
+    recalled     BOOLEAN NOT NULL
 );
 
 CREATE TABLE device (
@@ -113,3 +117,18 @@ CREATE TABLE idempotency (
     recipients         BYTEA NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
 CREATE INDEX idempotency_expiry ON idempotency (expires_at);
+
+CREATE TABLE member (
+    grp  TEXT COLLATE "C" NOT NULL,
+    name TEXT COLLATE "C" NOT NULL,
+    PRIMARY KEY (grp, name)
+);
+
+-- A group while it has members. Its version is drawn anew at every change, so that a copy of the members in memory can be told from a stale
+-- one.
+CREATE TABLE grp (
+    name    TEXT COLLATE "C" PRIMARY KEY,
+    members BIGINT NOT NULL,
+    version BIGINT NOT NULL
+);
+CREATE SEQUENCE grp_version;

@@ -50,6 +50,7 @@ impl Posting {
             id,
             endpoint,
             message: new.message.id,
+            recalled: false,
             recipient,
             attempts: 0,
             due_at,
@@ -298,6 +299,7 @@ struct Messages<'a> {
     push: Vec<Option<&'a [u8]>>,
     recipients: Vec<Vec<u8>>,
     payload: Vec<&'a [u8]>,
+    synced: Vec<bool>,
 }
 
 #[derive(Default)]
@@ -341,8 +343,9 @@ impl<'a> Rows<'a> {
         rows.push.push(push_column(&new.push));
         rows.recipients.push(list);
         rows.payload.push(message.payload.as_bytes());
-        let push = if new.push_due.is_empty() { CallbackState::Off } else { CallbackState::Waiting };
-        for &(user, cursor) in places {
+        rows.synced.push(new.synced);
+        for (n, &(user, cursor)) in places.iter().enumerate() {
+            let push = if n < new.push_due.len() { CallbackState::Waiting } else { CallbackState::Off };
             self.inbox.user.push(user);
             self.inbox.cursor.push(number(cursor));
             self.inbox.message.push(message.id);
@@ -405,11 +408,23 @@ impl<'a> Rows<'a> {
 
 impl Messages<'_> {
     async fn write(&self, db: &Object, statement: &Statement) -> Executed {
-        let Self { id, sent_at, expires_at, brief, storage_state, sender, group, kind, push, recipients, payload } =
-            self;
+        let Self {
+            id,
+            sent_at,
+            expires_at,
+            brief,
+            storage_state,
+            sender,
+            group,
+            kind,
+            push,
+            recipients,
+            payload,
+            synced,
+        } = self;
         db.execute(
             statement,
-            &[id, sent_at, expires_at, brief, storage_state, sender, group, kind, push, recipients, payload],
+            &[id, sent_at, expires_at, brief, storage_state, sender, group, kind, push, recipients, payload, synced],
         )
         .await
     }
@@ -507,9 +522,10 @@ impl Statements {
             messages: db
                 .prepare_cached(
                     "INSERT INTO message (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push,
-                                          recipients, payload)
+                                          recipients, payload, synced)
                      SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::smallint[],
-                                          $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[], $11::bytea[])",
+                                          $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[], $11::bytea[],
+                                          $12::boolean[])",
                 )
                 .await?,
             inbox: db

@@ -22,7 +22,7 @@ macro_rules! message_columns {
 /// The columns that [`callback`] reads, of the tables `c` (the callback) and `u` (its user, if it has one).
 macro_rules! callback_columns {
     () => {
-        "c.id, c.endpoint, c.message, u.name, c.cursor, c.attempts, c.due_at"
+        "c.id, c.endpoint, c.message, u.name, c.cursor, c.attempts, c.due_at, c.recalled"
     };
 }
 pub(super) use {callback_columns, message_columns};
@@ -30,7 +30,7 @@ pub(super) use {callback_columns, message_columns};
 /// How many columns [`message`] reads.
 pub(super) const MESSAGE_COLUMNS: usize = 6;
 /// How many columns [`callback`] reads.
-pub(super) const CALLBACK_COLUMNS: usize = 7;
+pub(super) const CALLBACK_COLUMNS: usize = 8;
 
 pub(super) fn cursor(row: &Row, column: usize) -> Result<Cursor> {
     Ok(Cursor::new(row.try_get::<_, i64>(column)?.unsigned_abs()))
@@ -92,6 +92,7 @@ pub(super) fn callback(row: &Row) -> Result<Callback> {
         id: row.try_get::<_, Uuid>(0)?,
         endpoint: endpoint_of(row.try_get(1)?).ok_or(Failure::Damaged("no endpoint"))?,
         message: row.try_get(2)?,
+        recalled: row.try_get(7)?,
         recipient,
         attempts: attempts(row, 5)?,
         due_at: time(row, 6)?,

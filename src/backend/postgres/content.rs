@@ -19,8 +19,10 @@ pub(super) async fn content(
     callbacks: &[Callback],
     (rules, now): (Rules, Timestamp),
 ) -> Result<Vec<CallbackContent>> {
-    let of = |endpoint| callbacks.iter().filter(move |callback| callback.endpoint == endpoint);
-    let mut found: HashMap<Uuid, CallbackContent> = HashMap::new();
+    let of = |endpoint| callbacks.iter().filter(move |callback| callback.endpoint == endpoint && !callback.recalled);
+    let recalled = callbacks.iter().filter(|callback| callback.recalled);
+    let mut found: HashMap<Uuid, CallbackContent> =
+        recalled.map(|callback| (callback.id, CallbackContent::Recalled)).collect();
     stored(db, &of(Endpoint::Storage).collect::<Vec<_>>(), (rules, now), &mut found).await?;
     pushed(db, &of(Endpoint::Push).collect::<Vec<_>>(), (rules, now), &mut found).await?;
     Ok(callbacks.iter().map(|callback| found.remove(&callback.id).unwrap_or(CallbackContent::NotNeeded)).collect())
@@ -40,7 +42,7 @@ async fn stored(
         .prepare_cached(concat!(
             "SELECT ",
             message_columns!(),
-            ", m.expires_at, m.recipients FROM message m WHERE m.id = ANY($1) AND m.sent_at > $2"
+            ", m.expires_at, m.recipients, m.synced FROM message m WHERE m.id = ANY($1) AND m.sent_at > $2"
         ))
         .await?;
     let ids: Vec<Uuid> = callbacks.iter().map(|callback| callback.message).collect();
@@ -58,6 +60,7 @@ async fn stored(
             let content = CallbackContent::Stored {
                 message: message(row, 0)?,
                 expires_at: time(row, MESSAGE_COLUMNS)?,
+                synced: row.try_get(MESSAGE_COLUMNS + 2)?,
                 recipients: with_names(spots, &names)?,
             };
             found.insert(callback.id, content);

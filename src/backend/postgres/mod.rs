@@ -8,10 +8,12 @@ mod columns;
 mod connect;
 mod content;
 mod devices;
+mod groups;
 mod leases;
 mod outbox;
 mod partitions;
 mod read;
+mod recall;
 mod retention;
 mod schema;
 mod writer;
@@ -28,11 +30,11 @@ use super::durable::queue::{Size, append_size, closed};
 use crate::config::Secret;
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
 use crate::domain::message::Cursor;
-use crate::domain::seat::{DeviceId, UserId};
+use crate::domain::seat::{DeviceId, GroupId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{
-    Acked, Append, Appended, Backlog, BodyHash, CallbackContent, CallbackEntry, CallbackFilter, DeviceNote,
-    MessageStatus, Page, PageLimit, Position, Store, StoreError,
+    Acked, Append, Appended, Backlog, BodyHash, CallbackContent, CallbackEntry, CallbackFilter, Changed, DeviceNote,
+    GroupState, MemberChange, MessageStatus, Page, PageLimit, Position, Recalled, Store, StoreError,
 };
 use crate::tasks::Tasks;
 use append::Posting;
@@ -43,6 +45,7 @@ use parking_lot::Mutex;
 use partitions::Partitions;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use recall::Recall;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -193,6 +196,58 @@ impl Store for PostgresStore {
 
     async fn message(&self, id: Uuid, now: Timestamp) -> Result<Option<MessageStatus>, StoreError> {
         run!(self.db, |db| read::status(&db, id, now))
+    }
+
+    async fn recall(
+        &self,
+        id: Uuid,
+        callback: bool,
+        lease: bool,
+        now: Timestamp,
+    ) -> Result<Option<Recalled>, StoreError> {
+        let (db, leases, (reply, answer)) = (self.db.clone(), Arc::clone(&self.leases), oneshot::channel());
+        let told = callback.then(|| callback_id(&self.ids.lock(), now));
+        let holder = lease.then_some(leases.me);
+        let mut recall = Recall { id, now, callback: told.map(|told| (told, holder)), in_doubt: None };
+        self.tasks.spawn(async move {
+            let recalled = run!(&db, |db| recall.run(&db));
+            // What isn't handed over is given back.
+            let astray = if matches!(recalled, Ok(None)) { None } else { told.filter(|_| lease) };
+            let failed = recalled.is_err();
+            if reply.send(recalled).is_err() || failed {
+                leases.give_back(astray);
+            }
+        });
+        let recipients = answer.await.map_err(|_| closed())??;
+        let made = |id_of_callback| Callback {
+            id: id_of_callback,
+            endpoint: Endpoint::Storage,
+            message: id,
+            recalled: true,
+            recipient: None,
+            attempts: 0,
+            due_at: now,
+        };
+        let callback = told.filter(|_| lease).map(made);
+        Ok(recipients.map(|recipients| Recalled { recipients, callback }))
+    }
+
+    async fn change_members(&self, group: &GroupId, change: MemberChange, max: usize) -> Result<Changed, StoreError> {
+        let (db, group) = (self.db.clone(), group.clone());
+        self.finish(async move { run!(&db, |db| groups::change_members(&db, &group, &change, max)) }).await
+    }
+
+    async fn delete_group(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let (db, group) = (self.db.clone(), group.clone());
+        self.finish(async move { run!(&db, |db| groups::delete_group(&db, &group)) }).await
+    }
+
+    async fn group(&self, group: &GroupId) -> Result<Option<GroupState>, StoreError> {
+        run!(self.db, |db| groups::group(&db, group))
+    }
+
+    async fn members(&self, group: &GroupId, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, StoreError> {
+        run!(self.db, |db| groups::members(&db, group, after, limit))
     }
 
     async fn peek_key(&self, key: &str, now: Timestamp) -> Result<Option<BodyHash>, StoreError> {

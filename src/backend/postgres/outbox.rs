@@ -26,7 +26,7 @@ macro_rules! mark {
              WHERE g.user_id IS NOT NULL AND i.user_id = g.user_id AND i.cursor = g.cursor AND i.message = g.message),
          storages AS (
              UPDATE message m SET storage_state = g.state, storage_attempts = g.attempts FROM moved g
-             WHERE g.user_id IS NULL AND m.id = g.message AND NOT m.kept) "
+             WHERE g.user_id IS NULL AND NOT g.recalled AND m.id = g.message AND NOT m.kept) "
     };
 }
 
@@ -149,9 +149,10 @@ const FINISH: &str = concat!(
     settlements!(),
     "moved AS (DELETE FROM outbox o USING t WHERE ",
     as_leased!(),
-    "RETURNING o.message, o.user_id, o.cursor, t.state, t.attempts), ",
+    "RETURNING o.message, o.user_id, o.cursor, o.recalled, t.state, t.attempts), ",
     mark!(),
-    "DELETE FROM message m USING moved g WHERE g.user_id IS NULL AND m.id = g.message AND m.kept"
+    "DELETE FROM message m USING moved g
+     WHERE g.user_id IS NULL AND NOT g.recalled AND m.id = g.message AND m.kept"
 );
 const PUT_OFF: &str = concat!(
     settlements!(),
@@ -160,7 +161,7 @@ const PUT_OFF: &str = concat!(
                              error_detail = t.error_detail, holder = NULL
          FROM t WHERE ",
     as_leased!(),
-    "RETURNING o.message, o.user_id, o.cursor, t.state, t.attempts), ",
+    "RETURNING o.message, o.user_id, o.cursor, o.recalled, t.state, t.attempts), ",
     mark!(),
     "SELECT 1"
 );
@@ -168,11 +169,11 @@ const BURY: &str = concat!(
     settlements!(),
     "moved AS (DELETE FROM outbox o USING t WHERE ",
     as_leased!(),
-    "RETURNING o.id, o.endpoint, o.due_at, o.message, o.user_id, o.cursor, t.state, t.attempts, t.error_status,
+    "RETURNING o.id, o.endpoint, o.due_at, o.message, o.user_id, o.cursor, o.recalled, t.state, t.attempts, t.error_status,
                t.error_detail), ",
     mark!(),
-    "INSERT INTO dead (id, endpoint, due_at, message, user_id, cursor, attempts, error_status, error_detail)
-     SELECT id, endpoint, due_at, message, user_id, cursor, attempts, error_status, error_detail FROM moved"
+    "INSERT INTO dead (id, endpoint, due_at, message, user_id, cursor, attempts, error_status, error_detail, recalled)
+     SELECT id, endpoint, due_at, message, user_id, cursor, attempts, error_status, error_detail, recalled FROM moved"
 );
 /// As it was, but for an error if there is one.
 const RELEASE: &str = concat!(
@@ -217,16 +218,16 @@ const REVIVE_FAILING: &str = concat!(
     "WITH moved AS (
          UPDATE outbox o SET due_at = $2, state = 1, attempts = 0
          WHERE o.id = ANY($1) AND o.state = 3 AND o.holder IS NULL
-         RETURNING o.message, o.user_id, o.cursor, o.state, o.attempts), ",
+         RETURNING o.message, o.user_id, o.cursor, o.recalled, o.state, o.attempts), ",
     mark!(),
     "SELECT count(*) FROM moved"
 );
 const REVIVE_DEAD: &str = concat!(
     "WITH gone AS (DELETE FROM dead WHERE id = ANY($1) RETURNING *),
      moved AS (
-         INSERT INTO outbox AS o (id, endpoint, due_at, message, user_id, cursor, error_status, error_detail)
-         SELECT id, endpoint, $2, message, user_id, cursor, error_status, error_detail FROM gone
-         RETURNING o.message, o.user_id, o.cursor, o.state, o.attempts), ",
+         INSERT INTO outbox AS o (id, endpoint, due_at, message, user_id, cursor, error_status, error_detail, recalled)
+         SELECT id, endpoint, $2, message, user_id, cursor, error_status, error_detail, recalled FROM gone
+         RETURNING o.message, o.user_id, o.cursor, o.recalled, o.state, o.attempts), ",
     mark!(),
     "SELECT count(*) FROM moved"
 );
@@ -273,11 +274,13 @@ pub(super) async fn list(db: &Object, filter: &CallbackFilter) -> Result<Vec<Cal
             "SELECT ",
             callback_columns!(),
             ", c.state, c.error_status, c.error_detail
-             FROM ((SELECT id, endpoint, due_at, message, user_id, cursor, attempts, error_status, error_detail, state
+             FROM ((SELECT id, endpoint, due_at, message, user_id, cursor, attempts, error_status, error_detail, recalled,
+                           state
                     FROM outbox WHERE $4 AND id > $1 AND endpoint = coalesce($2, endpoint) AND state = coalesce($6, state)
                     ORDER BY id LIMIT $3)
                    UNION ALL
-                   (SELECT id, endpoint, due_at, message, user_id, cursor, attempts, error_status, error_detail, 4::smallint
+                   (SELECT id, endpoint, due_at, message, user_id, cursor, attempts, error_status, error_detail, recalled,
+                           4::smallint
                     FROM dead WHERE $5 AND id > $1 AND endpoint = coalesce($2, endpoint) ORDER BY id LIMIT $3)) c
              LEFT JOIN users u ON u.id = c.user_id ORDER BY c.id LIMIT $3"
         ))

@@ -36,12 +36,13 @@ pub(super) async fn page(
         .prepare_cached(concat!(
             "SELECT u.newest, m.cursor, ",
             message_columns!(),
-            ", m.bytes FROM users u
+            ", m.bytes, m.sent_to, u.id FROM users u
              LEFT JOIN LATERAL (
                  SELECT i.cursor, ",
             message_columns!(),
             ", sum(octet_length(m.payload)) OVER (ORDER BY i.cursor ROWS UNBOUNDED PRECEDING) AS bytes,
-                        octet_length(m.payload) AS own, row_number() OVER (ORDER BY i.cursor) AS n
+                        octet_length(m.payload) AS own, row_number() OVER (ORDER BY i.cursor) AS n,
+                        CASE WHEN m.synced THEN m.recipients END AS sent_to
                  FROM inbox i JOIN message m ON m.id = i.message
                  WHERE i.user_id = u.id AND i.cursor > greatest($2, u.newest - $3) AND i.expires_at > $4
                  ORDER BY i.cursor LIMIT $5) m ON m.bytes - m.own <= $6 OR m.n = 2
@@ -65,12 +66,28 @@ pub(super) async fn page(
             page.more = true;
             break;
         }
-        page.entries.push(InboxEntry { cursor: cursor(row, 1)?, message: message(row, 2)? });
+        let to = sent_to(db, row, 3 + MESSAGE_COLUMNS).await?;
+        page.entries.push(InboxEntry { cursor: cursor(row, 1)?, message: message(row, 2)?, to });
     }
     Ok(page)
 }
 
-/// See [`crate::ports::Store::position`]. What lies before the first entry that is there has expired or was trimmed.
+/// To whom a message was sent that the reader is the last recipient of only because it is the sender's own. The reader stands in the column
+/// after that of the recipients.
+async fn sent_to(db: &Object, row: &Row, column: usize) -> Result<Vec<UserId>> {
+    if row.try_get::<_, Option<&[u8]>>(column)?.is_none() {
+        return Ok(Vec::new());
+    }
+    match spots(row, column)?.split_last() {
+        Some((own, others)) if own.0 == row.try_get::<_, i64>(column + 1)? => {
+            Ok(named(db, others).await?.into_iter().map(|(user, _)| user).collect())
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// See [`crate::ports::Store::position`]. What lies before the first entry that is there is lost, unless all of it was
+/// recalled.
 pub(super) async fn position(
     db: &Object,
     user: &UserId,
@@ -79,19 +96,22 @@ pub(super) async fn position(
 ) -> Result<Position> {
     let position = db
         .prepare_cached(
-            "SELECT u.newest, d.acked,
-                    (SELECT i.cursor FROM inbox i
-                     WHERE i.user_id = u.id AND i.cursor > greatest(0, u.newest - $3) AND i.expires_at > $4
-                     ORDER BY i.cursor LIMIT 1)
-             FROM users u LEFT JOIN device d ON d.user_id = u.id AND d.device = $2 WHERE u.name = $1",
+            "SELECT u.newest, d.acked, gone.up_to,
+                    (SELECT count(*) FROM inbox i
+                     WHERE i.user_id = u.id AND i.cursor <= gone.up_to AND i.expires_at = 0) < gone.up_to
+             FROM users u LEFT JOIN device d ON d.user_id = u.id AND d.device = $2
+             CROSS JOIN LATERAL (
+                 SELECT coalesce((SELECT i.cursor - 1 FROM inbox i
+                                  WHERE i.user_id = u.id AND i.cursor > greatest(0, u.newest - $3) AND i.expires_at > $4
+                                  ORDER BY i.cursor LIMIT 1), u.newest) AS up_to) gone
+             WHERE u.name = $1",
         )
         .await?;
     let found = db.query_opt(&position, &[&user.as_str(), &device.as_str(), &kept(rules), &now.as_ms()]).await?;
     let Some(row) = found else { return Ok(Position::default()) };
     let newest = cursor(&row, 0)?;
     let acked = row.try_get::<_, Option<i64>>(1)?.map(|acked| Cursor::new(acked.unsigned_abs()));
-    let first = row.try_get::<_, Option<i64>>(2)?;
-    let lost_to = first.map_or(newest, |first| Cursor::new((first - 1).unsigned_abs()));
+    let lost_to = if row.try_get(3)? { cursor(&row, 2)? } else { Cursor::START };
     Ok(Position { acked, lost_to, newest })
 }
 
@@ -138,8 +158,8 @@ pub(super) async fn status(db: &Object, wanted: Uuid, now: Timestamp) -> Result<
         .prepare_cached(concat!(
             "SELECT ",
             message_columns!(),
-            ", m.expires_at, m.recipients, m.storage_state, m.storage_attempts
-             FROM message m WHERE m.id = $1 AND m.expires_at > $2"
+            ", m.expires_at, m.recipients, m.storage_state, m.storage_attempts, m.synced
+             FROM message m WHERE m.id = $1 AND m.expires_at > $2 AND NOT m.kept"
         ))
         .await?;
     let Some(row) = db.query_opt(&query, &[&wanted, &now.as_ms()]).await? else { return Ok(None) };
@@ -147,6 +167,7 @@ pub(super) async fn status(db: &Object, wanted: Uuid, now: Timestamp) -> Result<
     Ok(Some(MessageStatus {
         message: message(&row, 0)?,
         expires_at: time(&row, MESSAGE_COLUMNS)?,
+        synced: row.try_get(MESSAGE_COLUMNS + 4)?,
         recipients: recipients(db, wanted, &spots).await?,
         storage: Progress { state: state(&row, MESSAGE_COLUMNS + 2)?, attempts: attempts(&row, MESSAGE_COLUMNS + 3)? },
     }))
