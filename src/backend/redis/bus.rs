@@ -21,6 +21,8 @@ const WAITING_BYTES: usize = 8 << 20;
 /// What goes at once.
 const BATCH_PARTS: usize = 512;
 const BATCH_BYTES: usize = 256 << 10;
+/// So many users are named in one notice.
+const USERS_AT_ONCE: usize = 1_000;
 /// What a part takes beside frames and lists of names.
 const PART_BYTES: usize = 256;
 
@@ -43,7 +45,9 @@ fn weight(part: &Part) -> usize {
     PART_BYTES
         + match part {
             Part::Offer { offer, .. } => offer.frame.len(),
-            Part::Notice(Notice::Stored(users)) => users.iter().map(|user| 4 + user.as_str().len()).sum(),
+            Part::Notice(Notice::Stored(users) | Notice::Recalled(_, users)) => {
+                users.iter().map(|user| 4 + user.as_str().len()).sum()
+            }
             Part::Notice(Notice::Close(..) | Notice::Touched(_)) | Part::Reply { .. } | Part::Probe => 0,
         }
 }
@@ -136,11 +140,13 @@ impl Plane {
 
     pub(super) fn tell(self: &Arc<Self>, node: &NodeId, notice: Notice) -> Result<(), Away> {
         self.link()?;
-        if self.send(node, Part::Notice(notice)) {
-            return Ok(());
+        for notice in in_bites(notice) {
+            if !self.send(node, Part::Notice(notice)) {
+                self.metrics.lost_notices.inc();
+                return Err(super::away("too much waits to be told to that node"));
+            }
         }
-        self.metrics.lost_notices.inc();
-        Err(super::away("too much waits to be told to that node"))
+        Ok(())
     }
 
     /// False if there is no room for it.
@@ -200,6 +206,17 @@ impl Plane {
         let script = if self.server.is_cluster() { &SPUBLISH } else { &PUBLISH };
         let heard: i64 = script.on(self.names.channel(node)).arg(&envelope[..]).run(link).await?;
         Ok(heard >= 0)
+    }
+}
+
+/// A group may have very many members, and a batch is bounded.
+fn in_bites(notice: Notice) -> Vec<Notice> {
+    match notice {
+        Notice::Stored(users) => users.chunks(USERS_AT_ONCE).map(|bite| Notice::Stored(bite.to_vec())).collect(),
+        Notice::Recalled(id, users) => {
+            users.chunks(USERS_AT_ONCE).map(|bite| Notice::Recalled(id, bite.to_vec())).collect()
+        }
+        Notice::Close(..) | Notice::Touched(_) => vec![notice],
     }
 }
 

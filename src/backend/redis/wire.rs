@@ -9,6 +9,7 @@ use crate::ports::{Bye, Notice, OfferError, Refusal, RemoteOffer, Verdict};
 use bytes::{Buf, Bytes};
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Changes when the form does; another one isn't read.
 const FORM: u8 = 1;
@@ -80,10 +81,12 @@ impl Writer {
             }
             Part::Notice(Notice::Stored(users)) => {
                 self.0.push(b's');
-                self.u32(u32::try_from(users.len()).unwrap_or(NONE));
-                for user in users {
-                    self.text(user.as_str());
-                }
+                self.users(users);
+            }
+            Part::Notice(Notice::Recalled(id, users)) => {
+                self.0.push(b'd');
+                self.0.extend_from_slice(id.as_bytes());
+                self.users(users);
             }
             Part::Notice(Notice::Close(seat, bye)) => {
                 self.0.push(b'c');
@@ -107,6 +110,13 @@ impl Writer {
         self.0.push(u8::from(*state == DeviceState::Background));
         self.0.extend_from_slice(&connected_at.as_ms().to_be_bytes());
         self.0.extend_from_slice(&last_active_at.as_ms().to_be_bytes());
+    }
+
+    fn users(&mut self, users: &[UserId]) {
+        self.u32(u32::try_from(users.len()).unwrap_or(NONE));
+        for user in users {
+            self.text(user.as_str());
+        }
     }
 
     fn text(&mut self, text: &str) {
@@ -174,10 +184,10 @@ impl Reader {
                 Part::Offer { id, offer: RemoteOffer { seat, frame, ttl, patience, collapse_key } }
             }
             b'r' => Part::Reply { id: self.u64()?, result: answer_of(self.u8()?)? },
-            b's' => {
-                // The count is not to be believed before the names are there.
-                let users = (0..self.u32()?).map(|_| self.name(UserId::parse)).collect::<Result<_, _>>()?;
-                Part::Notice(Notice::Stored(users))
+            b's' => Part::Notice(Notice::Stored(self.users()?)),
+            b'd' => {
+                let id = Uuid::from_slice(&self.take(16)?).map_err(|_| Unreadable)?;
+                Part::Notice(Notice::Recalled(id, self.users()?))
             }
             b'c' => Part::Notice(Notice::Close(self.seat()?, bye_of(self.u8()?)?)),
             b't' => Part::Notice(Notice::Touched(self.seat()?)),
@@ -196,6 +206,11 @@ impl Reader {
             connected_at: self.time()?,
             last_active_at: self.time()?,
         })
+    }
+
+    /// The count is not to be believed before the names are there.
+    fn users(&mut self) -> Result<Vec<UserId>, Unreadable> {
+        (0..self.u32()?).map(|_| self.name(UserId::parse)).collect()
     }
 
     fn name<T, E>(&mut self, parse: impl Fn(&str) -> Result<T, E>) -> Result<T, Unreadable> {
@@ -307,12 +322,16 @@ mod tests {
                     offer: RemoteOffer { seat, frame: frame.into(), ttl, patience, collapse_key: key.map(Into::into) },
                 });
         let reply = (any::<u64>(), 0..8_u8).prop_map(|(id, n)| Part::Reply { id, result: answer_of(n).unwrap() });
-        let stored = vec("[^\\pC]{1,128}", 0..20).prop_map(|users| {
-            Part::Notice(Notice::Stored(users.iter().map(|user| UserId::parse(user).unwrap()).collect()))
-        });
+        let users = || {
+            let names = vec("[^\\pC]{1,128}", 0..20);
+            names.prop_map(|names| names.iter().map(|name| UserId::parse(name).unwrap()).collect())
+        };
+        let stored = users().prop_map(|users| Part::Notice(Notice::Stored(users)));
+        let recalled =
+            (any::<u128>(), users()).prop_map(|(id, users)| Part::Notice(Notice::Recalled(Uuid::from_u128(id), users)));
         let close = (seats(), 0..6_u8).prop_map(|(seat, n)| Part::Notice(Notice::Close(seat, bye_of(n).unwrap())));
         let touched = seats().prop_map(|seat| Part::Notice(Notice::Touched(seat)));
-        prop_oneof![offer, reply, stored, close, touched, Just(Part::Probe)]
+        prop_oneof![offer, reply, stored, recalled, close, touched, Just(Part::Probe)]
     }
 
     proptest! {
