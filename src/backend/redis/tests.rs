@@ -312,6 +312,23 @@ async fn an_offer_crosses_a_cluster_whatever_becomes_of_the_channels_slot() {
 }
 
 #[tokio::test]
+async fn what_one_shard_of_a_cluster_forgot_is_said_again() {
+    let cluster = RedisCluster::start();
+    let redis = cluster_keys(&cluster);
+    let a = Node::start(&redis, "a").await;
+    let names = &a.plane.0.names;
+    let shard_of = |key: &str| cluster.shard_of(cluster.slot_of(key));
+    let own = [shard_of(&names.channel(&a.id())), shard_of(&names.nodes())];
+    // On a shard that this node's lease and channel are not on, so that nothing else tells of it.
+    let elsewhere = (0..100).map(|n| format!("u{n}")).find(|who| !own.contains(&shard_of(&names.user(&user(who)))));
+    let who = elsewhere.unwrap();
+    let seat = a.seated(&who, "phone").await;
+    cluster.master(shard_of(&names.user(&user(&who)))).restart();
+    until("it is there again", async || a.seats_of(&who).await == Some(vec![seat.clone()])).await;
+    assert_eq!(a.plane.0.metrics.reconnects.get(), 0, "this was not the reason");
+}
+
+#[tokio::test]
 async fn a_node_that_was_killed_has_certainly_not_taken_it() {
     let redis = shared();
     let (a, b) = (Node::start(&redis, "a").await, Node::start(&redis, "b").await);
@@ -336,7 +353,7 @@ async fn an_offer_that_comes_twice_is_taken_once() {
     let (a, b) = (Node::start(&redis, "a").await, Node::start(&redis, "b").await);
     let seat = b.seated("bob", "phone").await;
     for _ in 0..2 {
-        a.publish_offer(7, offer_to(&seat, b"hello"), a.redis_now()).await;
+        a.publish_offer(7, offer_to(&seat, b"hello"), b.redis_now()).await;
     }
     until("the second was seen", async || b.plane.0.metrics.repeated_offers.get() == 1).await;
     assert_eq!(b.door.taken(b"hello"), 1);
@@ -347,13 +364,13 @@ async fn what_was_published_too_long_ago_is_refused() {
     let redis = shared();
     let (a, b) = (Node::start(&redis, "a").await, Node::start(&redis, "b").await);
     let seat = b.seated("bob", "phone").await;
-    let begun = a.redis_now();
-    until("some time has passed", async || a.redis_now() > begun + 200).await;
+    let begun = b.redis_now();
+    until("some time has passed", async || b.redis_now() > begun + 200).await;
     let brief = RemoteOffer { ttl: Duration::from_millis(100), ..offer_to(&seat, b"expired") };
-    a.publish_offer(1, brief, a.redis_now() - 150).await;
+    a.publish_offer(1, brief, b.redis_now() - 150).await;
     // Before the lease of `b` began, and after the one that it knows of will have ended: it must have been paused in between.
     a.publish_offer(2, offer_to(&seat, b"before"), begun - 3_600_000).await;
-    a.publish_offer(3, offer_to(&seat, b"after"), a.redis_now() + 3_600_000).await;
+    a.publish_offer(3, offer_to(&seat, b"after"), b.redis_now() + 3_600_000).await;
     assert_eq!(a.offer(&seat, b"now").await, TAKEN);
     assert_eq!(b.door.offered.lock()[..], [Bytes::from_static(b"now")]);
 }
