@@ -13,6 +13,7 @@ use crate::relay::before_send::BeforeSend;
 use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
+use crate::relay::presence_news::PresenceNews;
 use crate::tasks::Tasks;
 use actix_http::HttpService;
 use actix_service::map_config;
@@ -93,6 +94,8 @@ impl App {
             callbacks,
             before_send: BeforeSend::new(&config.callbacks, config.limits.payload_bytes, &mut registry)
                 .map_err(|error| anyhow::anyhow!("callbacks.before_send.{error}"))?,
+            presence_news: PresenceNews::start(&config.callbacks, &tasks, &mut registry)
+                .map_err(|error| anyhow::anyhow!("callbacks.presence.{error}"))?,
             limits: config.limits.clone(),
             stream: config.stream.clone(),
             retention: config.store.retention,

@@ -1,7 +1,8 @@
 //! What Redis does in one step. Each script works on one key, so that it runs in a Cluster too.
 //!
 //! A seat is kept as `connection \n node \n state \n connected_at \n last_active_at` (names have no control characters). The first two lines
-//! say whose it is, and are what a compare-and-set compares. A user's version stands in the same hash under the empty name.
+//! say whose it is, and are what a compare-and-set compares. A user's version stands in the same hash under the empty name, followed by
+//! ` said` while the operator has been told, or is about to be, that the user is here.
 
 use super::link::Link;
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, Script, ServerErrorKind, ToRedisArgs};
@@ -58,12 +59,13 @@ macro_rules! with_version {
     ($code:literal) => {
         concat!(
             r"
-            local function bump()
+            local function bump(said)
                 local t = redis.call('TIME')
                 local version = t[1] * 1000000 + t[2]
-                local last = tonumber(redis.call('HGET', KEYS[1], '') or '0')
-                if version <= last then version = last + 1 end
-                redis.call('HSET', KEYS[1], '', string.format('%.0f', version))
+                local last, before = string.match(redis.call('HGET', KEYS[1], '') or '0', '^(%d+)(.*)$')
+                if version <= tonumber(last) then version = last + 1 end
+                redis.call('HSET', KEYS[1], '', string.format('%.0f', version) .. (said or before))
+                return version, before ~= ''
             end
             local function is_held_by(seat, holder) return string.sub(seat, 1, #holder) == holder end
             ",
@@ -72,18 +74,18 @@ macro_rules! with_version {
     };
 }
 
-/// device, seat, how many devices are allowed → 0 and the seat that was replaced, or 1 and all there are.
+/// device, seat, how many devices are allowed → 0, the seat that was replaced, and the version if the user has just come; or 1 and all there are.
 pub(super) static SEAT: Lua = Lua::new(with_version!(
     r"
     local old = redis.call('HGET', KEYS[1], ARGV[1])
     if not old then
         local devices = redis.call('HLEN', KEYS[1]) - redis.call('HEXISTS', KEYS[1], '')
-        if devices >= tonumber(ARGV[3]) then return {1, redis.call('HGETALL', KEYS[1])} end
+        if devices >= tonumber(ARGV[3]) then return {1, redis.call('HGETALL', KEYS[1]), false} end
     end
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
     redis.call('PERSIST', KEYS[1])
-    bump()
-    return {0, old}
+    local version, was_said = bump(' said')
+    return {0, old, not was_said and version}
     "
 ));
 
@@ -95,22 +97,33 @@ pub(super) static SEAT_AGAIN: Lua = Lua::new(with_version!(
     if old and old ~= ARGV[4] then return old end
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
     redis.call('PERSIST', KEYS[1])
-    bump()
+    bump(' said')
     return false
     "
 ));
 
-/// device, holder, how long the version is remembered after the last one → whether it was there.
+/// device, holder, how long the version is remembered after the last one → 0: it wasn't there; 1: others are; else the version since the last
+/// has gone.
 pub(super) static UNSEAT: Lua = Lua::new(with_version!(
     r"
     local old = redis.call('HGET', KEYS[1], ARGV[1])
     if not old or not is_held_by(old, ARGV[2]) then return 0 end
     redis.call('HDEL', KEYS[1], ARGV[1])
-    bump()
-    if redis.call('HLEN', KEYS[1]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-    return 1
+    local version = bump()
+    if redis.call('HLEN', KEYS[1]) > 1 then return 1 end
+    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+    return version
     "
 ));
+
+/// version → whether the user has gone since then, nothing else has happened, and the operator is still to be told.
+pub(super) static TAKE_DEPARTURE: Lua = Lua::new(
+    r"
+    if redis.call('HGET', KEYS[1], '') ~= ARGV[1] .. ' said' or redis.call('HLEN', KEYS[1]) > 1 then return 0 end
+    redis.call('HSET', KEYS[1], '', ARGV[1])
+    return 1
+    ",
+);
 
 /// device, state or nothing, time → the seat as it is now.
 pub(super) static TOUCH: Lua = Lua::new(with_version!(

@@ -23,7 +23,7 @@ use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, Use
 use crate::domain::time::Timestamp;
 use crate::ports::{
     Away, BodyHash, Bus, Cause, Claimed, Directory, KeyClaim, KeyError, NodeDoor, Notice, OfferError, RemoteOffer,
-    SeatError, Ticket, TicketError, Verdict,
+    SeatError, Seated, Ticket, TicketError, Unseated, Verdict,
 };
 use crate::tasks::Tasks;
 use async_trait::async_trait;
@@ -197,12 +197,16 @@ impl Plane {
 
 #[async_trait]
 impl Directory for RedisPlane {
-    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError> {
+    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Seated, SeatError> {
         self.0.seat(&seat, max_devices).await
     }
 
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<bool, Away> {
+    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
         self.0.unseat(user, device, connection).await
+    }
+
+    async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away> {
+        self.0.take_departure(user, version).await
     }
 
     async fn touch(

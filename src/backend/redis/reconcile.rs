@@ -7,7 +7,7 @@ use super::seats::{decode, encode, holder};
 use super::{Plane, away};
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::{Away, Bye, NodeDoor, Notice};
+use crate::ports::{Away, Bye, Departure, NodeDoor, Notice, Unseated};
 use futures_util::future::try_join_all;
 use rand::RngExt;
 use std::collections::HashMap;
@@ -97,7 +97,7 @@ impl Plane {
         loop {
             let (next, held) = self.held_from(link, node, cursor).await?;
             let gone: Vec<_> = held.into_iter().filter(|held| !door.holds(&self.shown(held))).collect();
-            self.withdraw(link, node, &gone).await?;
+            self.withdraw(link, node, &gone, Some(Departure::Closed)).await?;
             if next == 0 {
                 break;
             }
@@ -113,7 +113,7 @@ impl Plane {
                 user: seat.user.clone(),
                 device: seat.device.clone(),
             });
-            self.withdraw(link, node, &gone.collect::<Vec<_>>()).await?;
+            self.withdraw(link, node, &gone.collect::<Vec<_>>(), Some(Departure::Closed)).await?;
             if seats.len() > BITE {
                 sleep(PAUSE_AT_MOST.mul_f64(rand::random())).await;
             }
@@ -189,13 +189,27 @@ impl Plane {
         Ok((next, held.collect()))
     }
 
-    async fn withdraw(&self, link: &Link, node: &NodeId, held: &[Held]) -> Result<(), LinkError> {
+    /// Takes seats out of the directory. `why`, if they are no news to the operator already.
+    async fn withdraw(
+        &self,
+        link: &Link,
+        node: &NodeId,
+        held: &[Held],
+        why: Option<Departure>,
+    ) -> Result<(), LinkError> {
         for bite in held.chunks(BITE) {
             let unseat = bite.iter().map(|held| {
                 let Held { connection, user, device } = held;
                 self.unseat_of(link, node, user, device.as_str(), *connection)
             });
-            try_join_all(unseat).await?;
+            let unseated = try_join_all(unseat).await?;
+            if let (Some(door), Some(why)) = (self.door(), why) {
+                for (held, unseated) in bite.iter().zip(unseated) {
+                    if let Unseated::Last(version) = unseated {
+                        door.departed(&held.user, &held.device, version, why);
+                    }
+                }
+            }
             let connections: Vec<_> = bite.iter().map(|held| held.connection).collect();
             self.forget_held(link, node, &connections).await?;
         }
@@ -204,6 +218,8 @@ impl Plane {
 
     /// Withdraws all that a node has seated, for as long as the lock is held and, if it is another node, it isn't back. False if that ended.
     async fn withdraw_all(&self, link: &Link, node: &NodeId, lock: Option<&Lock>) -> Result<bool, LinkError> {
+        // Without a lock this node gives its own back, whose streams have ended in order.
+        let why = lock.map(|_| Departure::LeaseExpired);
         let mut cursor = 0;
         loop {
             if *node != self.run.node {
@@ -218,7 +234,7 @@ impl Plane {
                 return Ok(false);
             }
             let (next, held) = self.held_from(link, node, cursor).await?;
-            self.withdraw(link, node, &held).await?;
+            self.withdraw(link, node, &held, why).await?;
             if next == 0 {
                 return Ok(true);
             }

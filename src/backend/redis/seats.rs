@@ -1,11 +1,11 @@
 //! The directory: who is online where.
 
 use super::link::Link;
-use super::lua::{SEAT, TOUCH, UNSEAT};
+use super::lua::{SEAT, TAKE_DEPARTURE, TOUCH, UNSEAT};
 use super::{Plane, away};
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::{Away, SeatError};
+use crate::ports::{Away, SeatError, Seated, Unseated};
 use redis::RedisResult;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -53,13 +53,14 @@ pub(super) fn decode(user: &UserId, device: &str, text: &str) -> Option<SeatInfo
 fn presence_of(user: &UserId, fields: &Fields) -> Presence {
     let mut seats: Vec<_> = fields.iter().filter_map(|(device, text)| decode(user, device, text)).collect();
     seats.sort_by_key(|seat| (seat.connected_at, seat.connection));
-    Presence { version: fields.get("").and_then(|text| text.parse().ok()).unwrap_or(0), seats }
+    let version = fields.get("").and_then(|text| text.split(' ').next()?.parse().ok()).unwrap_or(0);
+    Presence { version, seats }
 }
 
 impl Plane {
     /// First into the list of what this node has seated, then into the user's hash: so a crash in between leaves a surplus entry of the list,
     /// and never a seat that nobody will withdraw.
-    pub(super) async fn seat(&self, seat: &SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError> {
+    pub(super) async fn seat(&self, seat: &SeatInfo, max_devices: usize) -> Result<Seated, SeatError> {
         let link = self.link()?;
         let noted = self.note_held(&link, std::slice::from_ref(seat)).await;
         let seated = match noted.map_err(away) {
@@ -78,18 +79,15 @@ impl Plane {
         seated
     }
 
-    async fn seat_noted(
-        &self,
-        link: &Link,
-        seat: &SeatInfo,
-        max_devices: usize,
-    ) -> Result<Option<SeatInfo>, SeatError> {
+    async fn seat_noted(&self, link: &Link, seat: &SeatInfo, max_devices: usize) -> Result<Seated, SeatError> {
         for is_last_try in [false, true] {
             let call = SEAT.on(self.names.user(&seat.user)).arg(seat.device.as_str()).arg(encode(seat));
-            let (is_full, found): (bool, redis::Value) = call.arg(max_devices).run(link).await.map_err(away)?;
+            let (is_full, found, arrival): (bool, redis::Value, Option<u64>) =
+                call.arg(max_devices).run(link).await.map_err(away)?;
             if !is_full {
                 let older: Option<String> = redis::from_redis_value(found).map_err(away)?;
-                return Ok(older.and_then(|text| decode(&seat.user, seat.device.as_str(), &text)));
+                let replaced = older.and_then(|text| decode(&seat.user, seat.device.as_str(), &text));
+                return Ok(Seated { replaced, arrival });
             }
             if is_last_try {
                 break;
@@ -111,7 +109,7 @@ impl Plane {
         Err(SeatError::TooManyDevices(max_devices))
     }
 
-    pub(super) async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<bool, Away> {
+    pub(super) async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
         let link = self.link()?;
         let node = &self.run.node;
         let unseated = async {
@@ -133,9 +131,18 @@ impl Plane {
         user: &UserId,
         device: &str,
         connection: u64,
-    ) -> RedisResult<bool> {
+    ) -> RedisResult<Unseated> {
         let kept = u64::try_from(VERSION_KEPT.as_millis()).unwrap_or(u64::MAX);
-        UNSEAT.on(self.names.user(user)).arg(device).arg(holder(node, connection)).arg(kept).run(link).await
+        let call = UNSEAT.on(self.names.user(user)).arg(device).arg(holder(node, connection)).arg(kept);
+        Ok(match call.run(link).await? {
+            0 => Unseated::Absent,
+            1 => Unseated::One,
+            version => Unseated::Last(version),
+        })
+    }
+
+    pub(super) async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away> {
+        TAKE_DEPARTURE.on(self.names.user(user)).arg(version).run(&self.link()?).await.map_err(away)
     }
 
     /// Puts seats on the list of what their node, which is one, has seated.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::backend::conformance::directory;
 use crate::config::{Redis as RedisKeys, RedisMode, Secret};
-use crate::ports::{Bye, Refusal};
+use crate::ports::{Bye, Departure, Refusal};
 use crate::servers::proxy::Proxy;
 use crate::servers::redis::{Redis, url_at};
 use crate::servers::redis_cluster::RedisCluster;
@@ -60,6 +60,7 @@ struct Door {
     offered: Mutex<Vec<Bytes>>,
     noticed: Mutex<Vec<Notice>>,
     resumed: Mutex<usize>,
+    departed: Mutex<Vec<(UserId, Departure)>>,
     /// Offers are never answered.
     is_stuck: Mutex<bool>,
 }
@@ -96,6 +97,10 @@ impl NodeDoor for Door {
 
     fn holds(&self, seat: &SeatInfo) -> bool {
         self.streams.lock().iter().any(|held| held.user == seat.user && held.connection == seat.connection)
+    }
+
+    fn departed(&self, user: &UserId, _: &DeviceId, _: u64, why: Departure) {
+        self.departed.lock().push((user.clone(), why));
     }
 
     fn resumed(&self) {
@@ -401,8 +406,8 @@ async fn a_device_that_goes_to_another_node_is_not_removed_by_the_first() {
     // Even were the numbers the same.
     let new = SeatInfo { node: b.id(), ..old.clone() };
     b.door.streams.lock().push(new.clone());
-    assert_eq!(b.plane.seat(new.clone(), 20).await.unwrap(), Some(old.clone()));
-    assert!(!a.plane.unseat(&old.user, &old.device, old.connection).await.unwrap());
+    assert_eq!(b.plane.seat(new.clone(), 20).await.unwrap().replaced, Some(old.clone()));
+    assert_eq!(a.plane.unseat(&old.user, &old.device, old.connection).await.unwrap(), Unseated::Absent);
     assert_eq!(a.seats_of("bob").await.unwrap(), [new]);
 }
 
@@ -529,6 +534,19 @@ async fn a_dead_nodes_seats_do_not_count_and_are_withdrawn() {
     })
     .await;
     assert_eq!(a.seats_of("bob").await.unwrap(), [own]);
+    assert!(a.door.departed.lock().is_empty(), "bob has a device, so he is here");
+}
+
+#[tokio::test]
+async fn whose_last_device_was_on_a_dead_node_has_departed_and_one_node_says_so() {
+    let redis = shared();
+    let nodes = [Node::start(&redis, "a").await, Node::start(&redis, "b").await];
+    let dead = Node::start(&redis, "c").await;
+    dead.seated("bob", "phone").await;
+    dead.kill().await;
+    let told = || nodes.iter().flat_map(|node| node.door.departed.lock().clone()).collect::<Vec<_>>();
+    until("somebody is told", async || !told().is_empty()).await;
+    assert_eq!(told(), [(user("bob"), Departure::LeaseExpired)]);
 }
 
 #[tokio::test]
