@@ -54,7 +54,7 @@ pub enum ConnectError {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// There is no connection.
-    #[error(transparent)]
+    #[error("no connection: {}", why_none(.0))]
     NoConnection(#[from] PoolError),
     /// A statement failed, or its connection was lost.
     #[error("{}", in_words(.0))]
@@ -68,6 +68,17 @@ pub(super) enum Failure {
     /// Others were faster, so it has to be done again.
     #[error("overtaken by others too often")]
     Overtaken,
+}
+
+/// Without what the pool was about to do.
+fn why_none(error: &PoolError) -> String {
+    match error {
+        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => in_words(error),
+        PoolError::Timeout(_)
+        | PoolError::Closed
+        | PoolError::NoRuntimeSpecified
+        | PoolError::PostCreateHook(HookError::Message(_)) => error.to_string(),
+    }
 }
 
 /// The driver's own text of an error from the server is no more than "db error".
