@@ -3,6 +3,7 @@
 mod durable;
 pub mod memory;
 pub mod postgres;
+pub mod redis;
 pub mod sqlite;
 
 #[cfg(test)]

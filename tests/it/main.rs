@@ -23,6 +23,7 @@ mod ops;
 mod persisted;
 mod postgres;
 mod presence;
+mod presence_news;
 mod rates;
 mod recall;
 mod roundabout;
