@@ -10,7 +10,7 @@ use crate::domain::time::Timestamp;
 use crate::ports::{Acked, Bye, Notice, Page, PageLimit, Position, SeatError, Ticket};
 use rand::RngExt;
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// An inbox page has at most so many bytes of payload, however many messages were asked for.
