@@ -54,8 +54,9 @@ pub trait Directory: Send + Sync + 'static {
     /// A `max_devices`-th+1 device of a user is refused; a replacement never is.
     async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError>;
 
-    /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor. False if it wasn't there.
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<bool, Away>;
+    /// Withdraws this very seat, by its node and connection number: a late goodbye never removes a successor. It may be another node's, as
+    /// when a device is kicked. False if it wasn't there.
+    async fn unseat(&self, seat: &SeatInfo) -> Result<bool, Away>;
 
     /// Notes activity of a device, and its new state if there is one. The seat as it is now; `None` if the device has none.
     async fn touch(

@@ -109,7 +109,7 @@ impl Relay {
         let (relay, seat) = (self.clone(), seat.clone());
         self.0.notes.seen(seat.user(), seat.device(), Timestamp::now());
         self.0.tasks.spawn(async move {
-            if let Err(error) = relay.0.plane.unseat(seat.user(), seat.device(), seat.connection()).await {
+            if let Err(error) = relay.0.plane.unseat(&seat.info(&relay.0.node)).await {
                 tracing::warn!(%error, "a seat could not be withdrawn; it ends with this node's lease");
             }
         });
@@ -173,7 +173,7 @@ impl Relay {
         let seat = presences.into_iter().flat_map(|p| p.seats).find(|seat| seat.device == *device);
         let seat = seat.ok_or(Error::NotFound("this device is not online"))?;
         // Withdrawn first, so that it is offline when this is answered, whatever its stream does.
-        if !self.0.plane.unseat(user, device, seat.connection).await? {
+        if !self.0.plane.unseat(&seat).await? {
             return Err(Error::NotFound("this device is not online"));
         }
         self.end_seat(seat, Bye::Kicked).await;

@@ -41,11 +41,12 @@ impl PresenceTable {
         Ok(replaced)
     }
 
-    pub(super) fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> bool {
+    pub(super) fn unseat(&self, seat: &SeatInfo) -> bool {
+        let user = &seat.user;
         let mut users = self.users.write(user);
         let Some(presence) = users.get_mut(user) else { return false };
         let before = presence.seats.len();
-        presence.seats.retain(|s| !(s.device == *device && s.connection == connection));
+        presence.seats.retain(|s| (&s.device, &s.node, s.connection) != (&seat.device, &seat.node, seat.connection));
         if presence.seats.len() == before {
             return false;
         }
