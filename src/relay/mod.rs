@@ -16,3 +16,6 @@ mod persisted;
 pub mod send;
 pub mod stream;
 mod upkeep;
+
+#[cfg(test)]
+mod simulation;

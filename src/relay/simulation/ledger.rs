@@ -6,6 +6,9 @@ use crate::relay::handle::Error;
 use crate::relay::online_only::{RecipientReport, Report};
 use std::collections::BTreeMap;
 
+/// How often what was answered.
+pub type Answers = BTreeMap<&'static str, u64>;
+
 const PRESENCE_UNAVAILABLE: &str = "presence_unavailable";
 
 /// One message.
@@ -26,8 +29,7 @@ struct Sent {
 #[derive(Default)]
 pub struct Ledger {
     messages: Vec<Sent>,
-    /// How often what was answered, over all messages.
-    pub answers: BTreeMap<&'static str, u64>,
+    pub answers: Answers,
     /// The first disagreement.
     pub broken: Option<String>,
 }

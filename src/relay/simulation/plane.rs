@@ -47,14 +47,20 @@ enum State {
     Dead,
 }
 
+/// Who took an idempotency key, and for which message.
+struct Claim {
+    by: Arc<Machine>,
+    id: Uuid,
+    sent_at: Timestamp,
+}
+
 /// What all machines share.
 #[derive(Default)]
 pub struct Net {
     memory: MemoryPlane,
     machines: Mutex<BTreeMap<NodeId, Arc<Machine>>>,
     wires: Mutex<JoinSet<()>>,
-    /// Who claimed an idempotency key, and as which message.
-    claims: Mutex<HashMap<String, (Arc<Machine>, Uuid, Timestamp)>>,
+    claims: Mutex<HashMap<String, Claim>>,
     /// Grows with all that happens here: who sees it stand still knows that nothing is going on.
     moves: AtomicU64,
 }
@@ -99,7 +105,9 @@ impl Net {
     pub fn reap(&self) {
         reap(&mut self.wires.lock());
         let machines: Vec<_> = self.machines.lock().values().cloned().collect();
-        machines.iter().for_each(|machine| reap(&mut machine.tasks.lock()));
+        for machine in machines {
+            reap(&mut machine.tasks.lock());
+        }
     }
 
     /// What the directory says, whoever could ask it now.
@@ -310,12 +318,12 @@ impl Directory for Plane {
         let (id, now) = (claim.id, claim.now);
         let mut claimed = self.0.net.memory.claim_key(key, claim).await?;
         if claimed == Claimed::New {
-            self.0.net.claims.lock().insert(key.to_owned(), (self.0.clone(), id, now));
+            self.0.net.claims.lock().insert(key.to_owned(), Claim { by: self.0.clone(), id, sent_at: now });
         } else if claimed == Claimed::InProgress
-            && let Some((machine, id, sent_at)) = self.0.net.claims.lock().get(key)
-            && machine.is_dead()
+            && let Some(claim) = self.0.net.claims.lock().get(key)
+            && claim.by.is_dead()
         {
-            claimed = Claimed::Abandoned { id: *id, sent_at: *sent_at };
+            claimed = Claimed::Abandoned { id: claim.id, sent_at: claim.sent_at };
         }
         self.0.reach().await?;
         Ok(claimed)

@@ -1,10 +1,11 @@
 //! Machines with relays on them, devices with streams, and a clock that moves when the story says so.
 
-use super::ledger::Ledger;
-use super::plane::{Machine, Net, Plane};
+use super::ledger::{Answers, Ledger};
+use super::plane::{Machine, Net, Plane, Weather};
 use super::story::{DEVICES, Device, NODES, Sending, Step, USERS};
 use crate::config::Config;
 use crate::domain::message::{Audience, DeliverTo, Draft, Mode, RawJson};
+use crate::domain::retry::Schedule;
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{Bus, Store};
@@ -31,7 +32,7 @@ const QUEUE_BYTES: usize = 2_000;
 /// So many streams of one device may be open at a time: the newest, and some that don't know yet that they were replaced.
 const STREAMS_OF_A_DEVICE: usize = 3;
 
-/// What was read of a stream so far.
+/// A device's stream, and what was read of an event so far.
 struct Client {
     device: Device,
     machine: Arc<Machine>,
@@ -51,12 +52,13 @@ pub struct World {
     nodes: Vec<Node>,
     /// Open streams, the oldest first.
     clients: Vec<Client>,
-    arrivals: Arc<Mutex<Vec<(Device, Arc<Machine>, Stream)>>>,
+    /// Those that have just been opened.
+    arrivals: Arc<Mutex<Vec<Client>>>,
     stalled: BTreeSet<Device>,
     pub ledger: Arc<Mutex<Ledger>>,
 }
 
-pub fn user(number: usize) -> UserId {
+fn user(number: usize) -> UserId {
     UserId::parse(USERS[number]).unwrap()
 }
 
@@ -82,13 +84,7 @@ impl Node {
         let mut registry = Registry::default();
         let tasks = Tasks::on_this_runtime();
         let store: Arc<dyn Store> = Arc::new(FakeStore::default());
-        let callbacks = Callbacks::start(
-            &store,
-            &config.callbacks,
-            &crate::domain::retry::Schedule::default(),
-            &tasks,
-            &mut registry,
-        );
+        let callbacks = Callbacks::start(&store, &config.callbacks, &Schedule::default(), &tasks, &mut registry);
         let plane = Arc::new(Plane(machine.clone()));
         let relay = Relay::new(Parts {
             node: name.clone(),
@@ -184,7 +180,7 @@ impl World {
     /// All that is out of order is put right, and then everything must be as it should be.
     pub async fn heal(&mut self) {
         for node in 0..self.nodes.len() {
-            self.nodes[node].machine.set_weather(super::plane::Weather::Fine);
+            self.nodes[node].machine.set_weather(Weather::Fine);
             if self.nodes[node].machine.is_dead() {
                 self.nodes[node].machine.lapse(&users());
                 self.restart(node);
@@ -224,14 +220,12 @@ impl World {
             self.send(number, sending, node);
             self.settle().await;
             let mut ledger = self.ledger.lock();
-            for user in 0..USERS.len() {
+            for (user, name) in USERS.iter().enumerate() {
                 let open = self.clients.iter().filter(|client| client.device.user == user).count();
                 let expected = if every_device { open } else { open.min(1) };
                 let taken = ledger.takers(number, user);
-                let flaw = format!(
-                    "when all is well again, message {number} reached {taken} of {open} devices of {}",
-                    USERS[user]
-                );
+                let flaw =
+                    format!("when all is well again, message {number} reached {taken} of {open} devices of {name}");
                 ledger.note((taken != expected).then_some(flaw));
             }
             ledger.close();
@@ -256,7 +250,7 @@ impl World {
         };
         self.nodes[node].machine.run(async move {
             match relay.open_stream(request).await {
-                Ok(stream) => arrivals.lock().push((device, machine, stream)),
+                Ok(stream) => arrivals.lock().push(Client { device, machine, stream, text: vec![] }),
                 Err(Error::TooManyDevices(_)) => {}
                 Err(error) => panic!("a stream was refused: {error}"),
             }
@@ -325,11 +319,7 @@ impl World {
         let (mut quiet, mut seen) = (0, self.net.moves());
         while quiet < 3 {
             yield_now().await;
-            for (device, machine, stream) in self.arrivals.lock().drain(..) {
-                if !machine.is_dead() {
-                    self.clients.push(Client { device, machine, stream, text: vec![] });
-                }
-            }
+            self.clients.extend(self.arrivals.lock().drain(..).filter(|client| !client.machine.is_dead()));
             let (stalled, ledger, net) = (&self.stalled, &self.ledger, &self.net);
             self.clients.retain_mut(|client| stalled.contains(&client.device) || client.read(usize::MAX, ledger, net));
             self.net.reap();
@@ -383,7 +373,7 @@ impl Client {
 }
 
 /// Tells a story; how often senders were answered what, or what went wrong.
-pub fn tell(story: &[Step]) -> Result<std::collections::BTreeMap<&'static str, u64>, String> {
+pub fn tell(story: &[Step]) -> Result<Answers, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut world = World::new();
