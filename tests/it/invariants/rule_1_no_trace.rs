@@ -1,6 +1,4 @@
 //! 1. No trace: an online-only payload never reaches the store, a Redis key, a log, a trace, a metric or a callback.
-//!
-//! The harness looks for what each test's payloads have left behind.
 
 use super::outcome;
 use crate::harness::*;

@@ -6,6 +6,7 @@ use crate::support::*;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
 /// Devices of one user come and go in every way while messages are sent to one device each.
 #[test]
 fn of_a_recipient_s_devices_at_most_one_gets_a_message_and_once() {

@@ -4,6 +4,7 @@ use super::{outcome, whispers};
 use crate::harness::*;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+
 /// A slow device with a short queue: some are taken, some refused, some expire. Each answer is true in the end.
 #[test]
 fn delivered_arrives_and_what_is_told_not_to_have_arrived_never_does() {

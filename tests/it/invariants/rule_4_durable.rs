@@ -4,6 +4,7 @@ use super::messages_told;
 use crate::harness::*;
 use crate::support::*;
 use std::collections::BTreeSet;
+
 #[test]
 fn a_201_survives_a_kill_at_the_next_instant() {
     let (storage, push) = (Receiver::start(), Receiver::start());

@@ -4,6 +4,7 @@ use crate::harness::*;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
 /// Several senders, a device that reads slowly with a short queue, one that comes and goes, and a crash in the middle.
 #[test]
 fn persisted_messages_come_in_order_without_gap_or_repeat_through_a_crash() {

@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use std::collections::BTreeSet;
 use std::thread::{scope, sleep};
 use std::time::Duration;
+
 /// From the environment if it is there, so that a failure can be repeated.
 fn seeded() -> StdRng {
     let seed = std::env::vars().find(|(name, _)| name == "HERENOW_TEST_SEED").map(|(_, seed)| seed.parse().unwrap());

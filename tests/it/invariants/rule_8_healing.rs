@@ -6,6 +6,7 @@ use crate::support::*;
 use std::collections::BTreeSet;
 use std::thread::{scope, sleep};
 use std::time::Duration;
+
 #[test]
 fn after_the_database_was_locked_by_another_program_all_is_well_again() {
     let storage = Receiver::start();
