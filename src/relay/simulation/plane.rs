@@ -6,7 +6,7 @@ use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, Use
 use crate::domain::time::Timestamp;
 use crate::ports::{
     Away, BodyHash, Bus, Bye, Claimed, Directory, KeyClaim, KeyError, NodeDoor, Notice, OfferError, RemoteOffer,
-    SeatError, Ticket, TicketError, Verdict,
+    SeatError, Seated, Ticket, TicketError, Unseated, Verdict,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -276,21 +276,27 @@ impl Machine {
 
 #[async_trait]
 impl Directory for Plane {
-    async fn seat(&self, mut seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError> {
+    async fn seat(&self, mut seat: SeatInfo, max_devices: usize) -> Result<Seated, SeatError> {
         self.0.reach().await?;
         (seat.connected_at, seat.last_active_at) = (self.0.net.now(), self.0.net.now());
         let this = (seat.node.clone(), seat.connection);
-        let replaced = self.0.net.memory.seat(seat, max_devices).await?;
+        let mut seated = self.0.net.memory.seat(seat, max_devices).await?;
         self.0.reach().await?;
         // It may have been seated already, by being compared with the directory.
-        Ok(replaced.filter(|older| (&older.node, older.connection) != (&this.0, this.1)))
+        seated.replaced = seated.replaced.filter(|older| (&older.node, older.connection) != (&this.0, this.1));
+        Ok(seated)
     }
 
-    async fn unseat(&self, seat: &SeatInfo) -> Result<bool, Away> {
+    async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away> {
         self.0.reach().await?;
-        let was_there = self.0.net.memory.unseat(seat).await?;
+        let unseated = self.0.net.memory.unseat(seat).await?;
         self.0.reach().await?;
-        Ok(was_there)
+        Ok(unseated)
+    }
+
+    async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away> {
+        self.0.reach().await?;
+        self.0.net.memory.take_departure(user, version).await
     }
 
     async fn touch(

@@ -92,6 +92,7 @@ impl Node {
             store,
             callbacks: callbacks.unwrap(),
             before_send: None,
+            presence_news: None,
             limits: config.limits,
             stream: config.stream,
             retention: config.store.retention,
