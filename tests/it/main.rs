@@ -17,7 +17,6 @@ mod harness;
 mod harness_holds;
 mod idempotency;
 mod invariants;
-mod invariants_durable;
 mod online_only;
 mod ops;
 mod persisted;
