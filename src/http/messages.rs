@@ -8,6 +8,7 @@ use crate::domain::callback::CallbackState;
 use crate::domain::message::{Audience, Cursor, DeliverTo, Draft, Mode, PushWish, RawJson};
 use crate::domain::seat::{DeviceId, GroupId, UserId, check_name};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::ports::{MessageStatus, Progress, RecipientStatus, Stored};
 use crate::relay::finish::Finish;
 use crate::relay::handle::Relay;
@@ -15,7 +16,7 @@ use crate::relay::online_only::Report;
 use crate::relay::send::{Accepted, Answer, SendKey, Sent};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path, Payload};
-use actix_web::{HttpRequest, HttpResponse, get, post};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, get, post};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -101,7 +102,7 @@ pub(super) fn draft(json: &Bytes, payload_bytes: usize, retention: Duration) -> 
     match (from, to, &flaws.0[..]) {
         (Some(from), Some(to), []) => {
             let source = RawJson::from_checked(json.clone());
-            Ok(Draft { from, to, kind: send.r#type.into(), payload, mode, source })
+            Ok(Draft { from, to, kind: send.r#type.into(), payload, mode, source, trace: None })
         }
         _ => Err(Problem::invalid(flaws.0)),
     }
@@ -270,7 +271,8 @@ pub(super) async fn send(
     let admission = relay.admit(1)?;
     let payload_bytes = relay.limits().payload_bytes;
     let json = body::read_json(request, payload, payload_bytes + ENVELOPE_BYTES).await?;
-    let draft = draft(&json, payload_bytes, relay.retention())?;
+    let mut draft = draft(&json, payload_bytes, relay.retention())?;
+    draft.trace = cause(request);
     rates.take_for_sender(&draft.from)?;
     let key = idempotency_key(request)?.map(|key| SendKey { key, body: Sha256::digest(&json).into() });
     let (handle, tasks) = (Relay::clone(relay), relay.tasks().clone());
@@ -284,6 +286,11 @@ pub(super) async fn send(
     };
     let sent = Finish::new(work, tasks).await?;
     Ok(answer(&sent))
+}
+
+/// What this request belongs to, if that is known.
+pub(super) fn cause(request: &HttpRequest) -> Option<TraceContext> {
+    request.extensions().get().cloned()
 }
 
 /// Whether `respond-async` is among the preferences (RFC 7240, 4.1).

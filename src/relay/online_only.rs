@@ -7,13 +7,15 @@ use super::hub::{Offer, Offered};
 use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
 use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
 use crate::domain::time::Timestamp;
-use crate::ports::{NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::ports::{Away, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::traces;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep_until, timeout_at};
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// A peer that owes acknowledgements for longer than this comes last (CONTRACT.md 3).
@@ -95,21 +97,32 @@ impl Relay {
             online_only: true,
             sent_at,
         };
-        let presences = self.0.plane.locate(users).await?;
+        let presences = self.locate(users).await?;
+        let span = traces::offer(users.len());
         let sending = self.sending(&draft.mode, accepted);
-        let recipients = if let ([user], [presence]) = (users, &presences[..]) {
-            let frame = |user: &UserId| message_frame(&message, user, None);
-            vec![self.deliver(&sending, user, presence, frame).await]
-        } else {
-            let encoded = Encoded::new(&message);
-            let frame = |user: &UserId| encoded.for_recipient(user, None);
-            join_all(users.iter().zip(&presences).map(|(user, p)| self.deliver(&sending, user, p, frame))).await
+        let offers = async {
+            if let ([user], [presence]) = (users, &presences[..]) {
+                let frame = |user: &UserId| message_frame(&message, user, None);
+                vec![self.deliver(&sending, user, presence, frame).await]
+            } else {
+                let encoded = Encoded::new(&message);
+                let frame = |user: &UserId| encoded.for_recipient(user, None);
+                join_all(users.iter().zip(&presences).map(|(user, p)| self.deliver(&sending, user, p, frame))).await
+            }
         };
+        let recipients = offers.instrument(span.clone()).await;
         for recipient in &recipients {
             self.0.metrics.outcome(recipient.outcome);
         }
         self.0.metrics.answered(accepted.elapsed());
-        Ok(Report::new(message.id, message.sent_at, recipients))
+        let report = Report::new(message.id, message.sent_at, recipients);
+        traces::offered(&span, &report.summary);
+        Ok(report)
+    }
+
+    /// Where these users are.
+    pub(super) async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away> {
+        traces::within(traces::locate(users.len()), self.0.plane.locate(users)).await
     }
 
     fn sending(&self, mode: &Mode, accepted: Instant) -> Sending {

@@ -29,4 +29,5 @@ mod servers;
 mod servers_hold;
 mod stream;
 mod support;
+mod traces;
 mod typing;

@@ -4,6 +4,7 @@ use crate::domain::callback::Callback;
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
 use crate::domain::seat::{DeviceId, GroupId, UserId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::ports::CallbackContent;
 use bytes::Bytes;
 use serde::Serialize;
@@ -38,16 +39,19 @@ pub struct Word {
     kind: &'static str,
     at: Timestamp,
     data: Box<RawValue>,
+    /// What caused it.
+    pub trace: Option<TraceContext>,
 }
 
 impl Word {
     /// What a callback has to say; `None` if nothing.
     pub fn of(callback: &Callback, content: &CallbackContent) -> Result<Option<Self>, Damaged> {
-        let (kind, message, data) = match content {
-            CallbackContent::Stored { message, expires_at, recipients } => {
-                ("message.stored", message, to_raw_value(&StoredData::new(message, *expires_at, recipients))?)
+        let (kind, message, data, trace) = match content {
+            CallbackContent::Stored { message, expires_at, recipients, trace } => {
+                let data = to_raw_value(&StoredData::new(message, *expires_at, recipients))?;
+                ("message.stored", message, data, trace)
             }
-            CallbackContent::Push { message, expires_at, push, unread, devices } => {
+            CallbackContent::Push { message, expires_at, push, unread, devices, trace } => {
                 let (recipient, _) = callback.recipient.as_ref().ok_or(Damaged::NoRecipient)?;
                 let data = PushData {
                     message: MessageBody::new(message, *expires_at, vec![recipient]),
@@ -56,11 +60,11 @@ impl Word {
                     unread: *unread,
                     devices: devices.iter().map(|(device, last_seen_at)| DeviceBody { device, last_seen_at }).collect(),
                 };
-                ("message.push", message, to_raw_value(&data)?)
+                ("message.push", message, to_raw_value(&data)?, trace)
             }
             CallbackContent::NotNeeded => return Ok(None),
         };
-        Ok(Some(Self { callback: callback.id, kind, at: message.sent_at, data }))
+        Ok(Some(Self { callback: callback.id, kind, at: message.sent_at, data, trace: trace.clone() }))
     }
 
     /// How much it adds to a body.
@@ -206,6 +210,7 @@ mod tests {
             message: message(None, payload),
             expires_at: Timestamp::from_ms(2_000),
             recipients: vec![(name("bob"), Cursor::new(17)), (name("carol"), Cursor::new(4))],
+            trace: None,
         }
     }
 
@@ -216,6 +221,7 @@ mod tests {
             push,
             unread: 3,
             devices: vec![(DeviceId::parse("phone").unwrap(), Timestamp::from_ms(500))],
+            trace: None,
         }
     }
 
