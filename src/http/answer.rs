@@ -10,6 +10,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse};
 use percent_encoding::percent_decode_str;
+use std::sync::Arc;
 use std::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -33,7 +34,7 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     let method = request.method().clone();
     let Traced { span, context } = trace(&request);
     if let Some(context) = context {
-        request.extensions_mut().insert(context);
+        request.extensions_mut().insert(Arc::new(context));
     }
     let answered = if is_utf8(request.path()) {
         next.call(request).instrument(span.clone()).await.map(ServiceResponse::map_into_boxed_body)

@@ -126,7 +126,7 @@ pub fn attempt(endpoint: &'static str, attempt: u32, mut causes: Vec<TraceContex
 }
 
 /// The question before a send, while the sender's request is being answered.
-pub fn question(cause: Option<TraceContext>) -> Traced {
+pub fn question(cause: Option<&TraceContext>) -> Traced {
     let span = info_span!(
         target: TARGET,
         "question",
@@ -140,7 +140,7 @@ pub fn question(cause: Option<TraceContext>) -> Traced {
         error.type = Empty,
         herenow.endpoint = "before_send",
     );
-    Traced::of(span, cause)
+    Traced::of(span, cause.cloned())
 }
 
 /// What goes on after its sender was answered: the sender's span has ended, and must not be kept open.

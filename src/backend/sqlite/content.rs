@@ -12,6 +12,7 @@ use uuid::Uuid;
 /// See [`crate::ports::Store::content`].
 pub(super) fn content(db: &Connection, callback: &Callback, inbox_max: u64, now: Timestamp) -> Result<CallbackContent> {
     let content = match (callback.endpoint, &callback.recipient) {
+        (Endpoint::Storage, _) if callback.recalled => Some(CallbackContent::Recalled),
         (Endpoint::Storage, _) => stored(db, callback.message)?,
         (Endpoint::Push, Some((user, cursor))) => match Reader::open(db, user, inbox_max, now)? {
             Some(reader) if reader.has(*cursor)? && !reader.is_taken(*cursor)? => {
@@ -28,19 +29,20 @@ pub(super) fn content(db: &Connection, callback: &Callback, inbox_max: u64, now:
 fn stored(db: &Connection, id: Uuid) -> Result<Option<CallbackContent>> {
     let found = db
         .prepare_cached(&format!(
-            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.trace FROM message m WHERE m.id = ?1"
+            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.synced, m.trace FROM message m WHERE m.id = ?1"
         ))?
         .query_row([id.as_bytes()], |row| {
             Ok((
                 message(row)?,
                 time(row, MESSAGE_COLUMNS)?,
                 spots(row, MESSAGE_COLUMNS + 1)?,
-                trace(row, MESSAGE_COLUMNS + 2)?,
+                row.get(MESSAGE_COLUMNS + 2)?,
+                trace(row, MESSAGE_COLUMNS + 3)?,
             ))
         })
         .optional()?;
-    let Some((message, expires_at, spots, trace)) = found else { return Ok(None) };
-    Ok(Some(CallbackContent::Stored { message, expires_at, recipients: named(db, &spots)?, trace }))
+    let Some((message, expires_at, spots, synced, trace)) = found else { return Ok(None) };
+    Ok(Some(CallbackContent::Stored { message, expires_at, synced, recipients: named(db, &spots)?, trace }))
 }
 
 fn pushed(db: &Connection, id: Uuid, reader: &Reader<'_>) -> Result<Option<CallbackContent>> {
