@@ -159,7 +159,7 @@ fn an_unknown_name_is_refused_with_what_was_meant() {
         ("[store]\nretention = 5", "unknown key `store.retention`, did you mean `store.retention_s`?"),
         ("\"server.listen\" = ''", "unknown key `\"server.listen\"`, did you mean `server.listen`?"),
         ("[bananas]", "unknown key `bananas`"),
-        ("[callbacks.presence]\nurl = 'http://x'", "`callbacks.presence.url` is not in this version of herenow"),
+        ("[server.tls]\ncert = 'x.pem'", "`server.tls.cert` is not in this version of herenow"),
     ] {
         let line = only_flaw(&Sources::of_toml(text));
         assert!(line.ends_with(&format!(": {told}")), "{text:?} gave {line:?}");
@@ -168,7 +168,7 @@ fn an_unknown_name_is_refused_with_what_was_meant() {
         ("HERENOW_SERVER_LISTEN", "unknown key `HERENOW_SERVER_LISTEN`, did you mean `HERENOW_SERVER__LISTEN`?"),
         ("HERENOW_log__level", "unknown key `HERENOW_log__level`, did you mean `HERENOW_LOG__LEVEL`?"),
         ("HERENOW_BANANAS", "unknown key `HERENOW_BANANAS`"),
-        ("HERENOW_CALLBACKS__PRESENCE__URL", "`HERENOW_CALLBACKS__PRESENCE__URL` is not in this version of herenow"),
+        ("HERENOW_SERVER__TLS__CERT", "`HERENOW_SERVER__TLS__CERT` is not in this version of herenow"),
     ] {
         assert_eq!(only_flaw(&env(&[(name, "x")])), format!("{name}: {told}"));
     }
@@ -177,8 +177,8 @@ fn an_unknown_name_is_refused_with_what_was_meant() {
         "--set auth.audiense: unknown key `auth.audiense`, did you mean `auth.audience`?"
     );
     assert_eq!(
-        only_flaw(&set("callbacks.presence.url", "5")),
-        "--set callbacks.presence.url: `callbacks.presence.url` is not in this version of herenow"
+        only_flaw(&set("auth.jwks_url", "5")),
+        "--set auth.jwks_url: `auth.jwks_url` is not in this version of herenow"
     );
 }
 

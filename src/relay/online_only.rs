@@ -7,7 +7,7 @@ use super::hub::{Offer, Offered};
 use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
 use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
 use crate::domain::time::Timestamp;
-use crate::ports::{Away, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::ports::{Away, Departure, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
 use crate::traces;
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -348,6 +348,10 @@ impl NodeDoor for Relay {
 
     fn holds(&self, seat: &SeatInfo) -> bool {
         self.0.hub.find(&seat.user, seat.connection).is_some()
+    }
+
+    fn departed(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure) {
+        self.went(user, device, version, why);
     }
 
     fn resumed(&self) {
