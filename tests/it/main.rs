@@ -32,4 +32,5 @@ mod servers;
 mod servers_hold;
 mod stream;
 mod support;
+mod traces;
 mod typing;
