@@ -1,6 +1,9 @@
 //! The roof: builds everything from the configuration, runs it, and takes it down in order.
 
+mod backup;
 mod welcome;
+
+pub use backup::backup;
 
 use crate::backend::memory::MemoryPlane;
 use crate::backend::sqlite::{Options, SqliteStore};

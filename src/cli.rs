@@ -3,6 +3,7 @@
 //! Answers go to standard output, everything else to standard error. Exit code 0: done; 1: it failed, with the reason; 2: wrong usage.
 
 mod args;
+mod backup;
 mod client;
 mod listen;
 mod presence;
@@ -50,6 +51,9 @@ enum Command {
     /// Show who is online, on which devices
     #[command(after_help = presence::EXAMPLE)]
     Presence(presence::PresenceArgs),
+    /// Copy the store to a file, while herenow runs or not
+    #[command(after_help = backup::EXAMPLE)]
+    Backup(backup::BackupArgs),
     /// Print the OpenAPI document of the HTTP API
     #[command(after_help = "Example:\n  herenow openapi > openapi.json")]
     Openapi,
@@ -85,6 +89,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Send(args) => client::block_on(send::run(&args)),
         Command::Listen(args) => client::block_on(listen::run(args)),
         Command::Presence(args) => client::block_on(presence::run(&args)),
+        Command::Backup(args) => backup::run(&args),
         Command::Openapi => print(crate::http::openapi_json().trim_end()),
         Command::Config(ConfigCommand::Check(args)) => check(&args),
     }

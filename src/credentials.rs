@@ -92,6 +92,12 @@ struct Written {
 }
 
 impl Credentials {
+    /// The file in `data_dir`, if it is there.
+    pub fn file(data_dir: &Path) -> Option<PathBuf> {
+        let path = data_dir.join(FILE);
+        path.exists().then_some(path)
+    }
+
     /// Those in `data_dir`; `None` before the first start.
     pub fn read(data_dir: &Path) -> Result<Option<Self>, CredentialsError> {
         let path = data_dir.join(FILE);

@@ -3,6 +3,7 @@
 //! Who opens it holds the data directory alone: callbacks are leased in memory.
 
 mod append;
+mod backup;
 mod checkpoint;
 mod columns;
 mod content;
@@ -22,6 +23,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{BackupError, Copied, backup};
 pub use schema::OpenError;
 
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};

@@ -74,6 +74,16 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
+/// Opens a connection of a process that looks on beside the one that works with the database, if there is one. It writes nothing, so it
+/// can't even checkpoint at its end.
+pub(super) fn open_onlooker(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY)?;
+    db.execute_batch("PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY")?;
+    Ok(db)
+}
+
 /// Opens a connection for checkpoints.
 pub(super) fn open_checkpointer(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
