@@ -63,6 +63,20 @@ impl DataDir {
         }
     }
 
+    /// Whether a process holds it. A process that starts in the very instant of the look would be refused; none that runs is disturbed.
+    pub fn is_in_use(path: &Path) -> Result<bool, CredentialsError> {
+        let lock_path = path.join(LOCK);
+        let lock = match File::open(&lock_path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(at(&lock_path))?,
+        };
+        match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(CredentialsError::Io { path: lock_path, source }),
+        }
+    }
+
     /// The credentials of this directory, and whether they were made just now.
     pub fn credentials(&self) -> Result<(Credentials, bool), CredentialsError> {
         if let Some(credentials) = Credentials::read(&self.path)? {

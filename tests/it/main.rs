@@ -12,6 +12,7 @@ mod cors;
 mod crash;
 mod credentials;
 mod disk;
+mod doctor;
 mod errors;
 mod harness;
 mod harness_holds;

@@ -8,6 +8,7 @@ mod checkpoint;
 mod columns;
 mod content;
 mod devices;
+mod doctor;
 mod leases;
 mod metrics;
 mod outbox;
@@ -24,6 +25,7 @@ mod writer;
 mod tests;
 
 pub use backup::{BackupError, Copied, backup};
+pub use doctor::{Expected, examine};
 pub use schema::OpenError;
 
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
