@@ -19,7 +19,8 @@ const LEAST_FREE: u64 = 128 << 20;
 const LITTLE_FREE: u64 = 1 << 30;
 
 pub(super) fn clock(now: Timestamp) -> Option<Finding> {
-    let wrong = || Finding::error("clock", format!("it says {now}"), "set it, and keep it set (NTP): tokens expire by it");
+    let wrong =
+        || Finding::error("clock", format!("it says {now}"), "set it, and keep it set (NTP): tokens expire by it");
     (now.as_ms() < EARLIEST).then(wrong)
 }
 
@@ -58,9 +59,11 @@ pub(super) fn data_dir(dir: &Path) -> (Vec<Finding>, bool) {
     let user = if in_use { "a herenow process is using it" } else { "no herenow process is using it" };
     findings.push(Finding::well("data_dir", format!("{shown}: {user}")));
     findings.extend(permissions(dir, &metadata));
-    findings.extend(Credentials::read(dir).err().map(|error| {
-        Finding::error("data_dir", error.to_string(), "herenow does not start before this is mended")
-    }));
+    findings.extend(
+        Credentials::read(dir)
+            .err()
+            .map(|error| Finding::error("data_dir", error.to_string(), "herenow does not start before this is mended")),
+    );
     findings.extend(space(dir));
     (findings, in_use)
 }
@@ -89,13 +92,15 @@ fn permissions(dir: &Path, metadata: &Metadata) -> Vec<Finding> {
 
 fn space(dir: &Path) -> Option<Finding> {
     let stat = statvfs(dir).ok()?;
-    let free = u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size());
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
     let found = format!("{} MiB are free for it", free >> 20);
     let advice = "make room: with a full disk persisted sends are refused";
-    Some(match free {
-        ..LEAST_FREE => Finding::error("disk", found, advice),
-        ..LITTLE_FREE => Finding::warning("disk", found, advice),
-        _ => Finding::well("disk", found),
+    Some(if free < LEAST_FREE {
+        Finding::error("disk", found, advice)
+    } else if free < LITTLE_FREE {
+        Finding::warning("disk", found, advice)
+    } else {
+        Finding::well("disk", found)
     })
 }
 

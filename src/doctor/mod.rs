@@ -27,7 +27,8 @@ impl Report {
 
     /// Of a configuration that is wrong: without a right one nothing else can be looked at.
     pub fn of_flaws(flaws: &ConfigErrors) -> Self {
-        let of = |flaw: &_| Finding::error("configuration", format!("{flaw}"), "mend it: herenow does not start with it");
+        let of =
+            |flaw: &_| Finding::error("configuration", format!("{flaw}"), "mend it: herenow does not start with it");
         Self { findings: flaws.0.iter().map(of).collect() }
     }
 }
@@ -71,7 +72,8 @@ async fn sqlite_store(config: &Config, in_use: bool) -> Vec<Finding> {
 
 /// A look that waits for the disk.
 async fn blocking(look: impl FnOnce() -> Vec<Finding> + Send + 'static) -> Vec<Finding> {
-    let failed = |error: tokio::task::JoinError| vec![Finding::error("doctor", error.to_string(), "report it as a bug")];
+    let failed =
+        |error: tokio::task::JoinError| vec![Finding::error("doctor", error.to_string(), "report it as a bug")];
     tokio::task::spawn_blocking(look).await.unwrap_or_else(failed)
 }
 

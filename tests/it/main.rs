@@ -14,6 +14,7 @@ mod credentials;
 mod disk;
 mod doctor;
 mod errors;
+mod groups;
 mod harness;
 mod harness_holds;
 mod idempotency;
@@ -24,7 +25,12 @@ mod ops;
 mod persisted;
 mod presence;
 mod rates;
+mod recall;
 mod roundabout;
+#[path = "../servers/mod.rs"]
+#[expect(dead_code, reason = "the library's tests and those of `tests/it` need a part each")]
+mod servers;
+mod servers_hold;
 mod stream;
 mod support;
 mod typing;

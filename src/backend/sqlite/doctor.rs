@@ -95,7 +95,8 @@ fn other_version(version: usize) -> Finding {
 fn large_log(path: &Path) -> Option<Finding> {
     let bytes = path.metadata().ok()?.len();
     let found = || format!("the write-ahead log has {} MiB", bytes >> 20);
-    let advice = "something reads an old state: a backup that runs (wait for it), or another program that has the file open";
+    let advice =
+        "something reads an old state: a backup that runs (wait for it), or another program that has the file open";
     (bytes > LARGE_LOG).then(|| Finding::warning(ABOUT, found(), advice))
 }
 
@@ -184,7 +185,7 @@ const STRAYS: &[Stray] = &[
         of_a_running_node: false,
     },
     Stray {
-        sql: "FROM outbox, given WHERE due_at < given.late AND message NOT IN (SELECT id FROM message)",
+        sql: "FROM outbox, given WHERE due_at < given.late AND recalled = 0 AND message NOT IN (SELECT id FROM message)",
         level: Level::Warning,
         are: "callbacks are long due, and their message is gone: there is nothing to tell",
         of_a_running_node: true,
@@ -262,7 +263,11 @@ mod tests {
     #[test]
     fn each_kind_of_stray_row_is_told_by_itself() {
         for (damage, level, part) in [
-            ("DELETE FROM message; DELETE FROM outbox WHERE endpoint = 1", Level::Error, "1 inbox rows lead to no message"),
+            (
+                "DELETE FROM message; DELETE FROM outbox WHERE endpoint = 1",
+                Level::Error,
+                "1 inbox rows lead to no message",
+            ),
             ("DELETE FROM user", Level::Error, "2 rows are of users that are not there"),
             ("UPDATE outbox SET user = NULL; UPDATE inbox SET push_state = 5", Level::Error, "1 rows are of users"),
             ("DELETE FROM outbox WHERE endpoint = 1", Level::Error, "1 messages wait for a storage callback"),
@@ -283,7 +288,11 @@ mod tests {
                 Level::Warning,
                 "2 callbacks are long due, and their message is gone",
             ),
-            ("UPDATE outbox SET due_at = 1 WHERE endpoint = 1", Level::Warning, "1 callbacks wait, the oldest has been due"),
+            (
+                "UPDATE outbox SET due_at = 1 WHERE endpoint = 1",
+                Level::Warning,
+                "1 callbacks wait, the oldest has been due",
+            ),
             (
                 "INSERT INTO dead (id, endpoint, due_at, message, attempts) VALUES (x'0c', 1, 1, x'01', 9)",
                 Level::Warning,

@@ -8,7 +8,10 @@ use std::time::Duration;
 const OLDEST_SQLITE: i32 = 3_051_003;
 
 /// Each brings `user_version` one further.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_messages.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/sqlite/0001_messages.sql"),
+    include_str!("../../../migrations/sqlite/0002_groups_and_recall.sql"),
+];
 
 /// The version that they lead to.
 pub(super) const LATEST: usize = MIGRATIONS.len();
@@ -77,8 +80,8 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// Opens a connection of a process that looks on beside the one that works with the database, if there is one. It writes nothing, so it
-/// can't even checkpoint at its end.
+/// Opens a connection of a process that looks on beside the one that works with the database, if there is one. It can't write, so it does
+/// not even checkpoint at its end; where nobody else is, it leaves an empty log behind.
 pub(super) fn open_onlooker(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
