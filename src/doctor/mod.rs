@@ -5,6 +5,7 @@
 mod endpoints;
 mod machine;
 
+use crate::backend::redis;
 use crate::backend::sqlite::{self, Expected};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::domain::finding::{Finding, Level};
@@ -41,6 +42,9 @@ pub async fn examine(loaded: &Loaded) -> Report {
     findings.extend(machine::open_files(config.stream.max));
     let (of_directory, in_use) = machine::data_dir(&config.data_dir);
     findings.extend(of_directory);
+    if config.redis.url.is_some() {
+        findings.extend(redis::examine(&config.redis).await);
+    }
     if config.store.url.is_none() {
         findings.extend(sqlite_store(config, in_use).await);
     }
