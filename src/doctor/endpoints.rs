@@ -11,6 +11,7 @@ pub(super) async fn examine(callbacks: &Callbacks) -> Vec<Finding> {
     let outlets = [
         ("callbacks.storage", &callbacks.storage),
         ("callbacks.push", &callbacks.push),
+        ("callbacks.presence", &callbacks.presence),
         ("callbacks.before_send", &callbacks.before_send),
     ];
     join_all(outlets.map(|(about, outlet)| reach(about, outlet, &guard))).await.into_iter().flatten().collect()
