@@ -74,8 +74,9 @@ pub trait Directory: Send + Sync + 'static {
     /// A `max_devices`-th+1 device of a user is refused; a replacement never is.
     async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Seated, SeatError>;
 
-    /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor.
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away>;
+    /// Withdraws this very seat, by its node and connection number: a late goodbye never removes a successor. It may be another node's, as
+    /// when a device is kicked.
+    async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away>;
 
     /// Takes the news that a user has gone, to be told to the operator: true if the user was said to be here, has no seat, and nothing has
     /// changed since `version`. Of all who ask, on whichever node, one gets it. From then on the next seat is an arrival again.

@@ -15,9 +15,9 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesOrdered;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::yield_now;
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use uuid::Uuid;
 
 /// A peer that owes acknowledgements for longer than this comes last (CONTRACT.md 3).
@@ -241,7 +241,7 @@ impl Relay {
             };
             let answer = self.0.plane.offer(&seat.node, offer);
             let until = sending.deadline.min(now + self.0.confirm_timeout);
-            return timeout_at(until.into(), answer).await.unwrap_or(Err(OfferError::Unknown));
+            return timeout_at(until, answer).await.unwrap_or(Err(OfferError::Unknown));
         }
         let offer =
             Offer { frame: frame.clone(), expires_at: sending.expires_at, collapse_key: sending.collapse_key.clone() };
@@ -300,14 +300,14 @@ async fn verdict_of(
         tokio::select! {
             biased;
             verdict = &mut offered.verdict => return verdict.map_err(|_| OfferError::Unknown),
-            () = sleep_until(until.into()) => {}
+            () = sleep_until(until) => {}
         }
         if offered.revoke(refusal) {
             return Ok(Verdict::Refused(refusal));
         }
         // It has just left the queue: its verdict is on the way.
     }
-    match timeout_at(deadline.into(), &mut offered.verdict).await {
+    match timeout_at(deadline, &mut offered.verdict).await {
         Ok(Ok(verdict)) => Ok(verdict),
         // A receipt can't be lost without a verdict; and a late one is not waited for.
         Ok(Err(_)) | Err(_) => Err(OfferError::Unknown),

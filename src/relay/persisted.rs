@@ -11,7 +11,7 @@ use crate::ports::{
     Append, Appended, CallbackEntry, CallbackFilter, Leases, MessageStatus, Notice, Recalled, StoreKey, Stored,
 };
 use std::collections::HashMap;
-use std::time::Instant;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 const NO_MESSAGE: &str = "no such message: it was online-only, recalled, has expired, or never was";

@@ -177,7 +177,10 @@ impl Relay {
         if let Some(key) = key {
             // Only a refusal before anything was offered gives the key back: such are all errors of an online-only send.
             let answer = result.as_ref().ok().and_then(|report| serde_json::to_vec(report).ok()).map(Bytes::from);
-            self.0.plane.settle_key(&key.key, answer).await?;
+            if let Err(error) = self.0.plane.settle_key(&key.key, answer).await {
+                // What became of the message is known all the same.
+                tracing::warn!(%error, "the answer to an idempotency key could not be kept");
+            }
         }
         result
     }
