@@ -68,12 +68,20 @@ fn events(text: &str) -> String {
 fn help_teaches_with_examples_for_every_command() {
     let dir = dir();
     let all = stdout(&run(&dir, &["--help"]));
-    for command in ["serve", "token", "send", "listen", "presence", "openapi", "config"] {
+    for command in ["serve", "token", "send", "listen", "presence", "backup", "doctor", "openapi", "config"] {
         assert!(all.contains(&format!("\n  {command} ")), "{all}");
     }
-    for command in
-        [&["serve"][..], &["token"], &["send"], &["listen"], &["presence"], &["openapi"], &["config", "check"]]
-    {
+    for command in [
+        &["serve"][..],
+        &["token"],
+        &["send"],
+        &["listen"],
+        &["presence"],
+        &["backup"],
+        &["doctor"],
+        &["openapi"],
+        &["config", "check"],
+    ] {
         let help = run(&dir, &[command, &["--help"]].concat());
         assert!(help.status.success());
         assert!(stdout(&help).contains(&format!("herenow {}", command.join(" "))), "{}", stdout(&help));
