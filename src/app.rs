@@ -1,10 +1,14 @@
 //! The roof: builds everything from the configuration, runs it, and takes it down in order.
 
+mod backup;
 mod welcome;
 
+pub use backup::backup;
+
 use crate::backend::memory::MemoryPlane;
+use crate::backend::postgres::{self, PostgresStore};
 use crate::backend::redis::RedisPlane;
-use crate::backend::sqlite::{Options, SqliteStore};
+use crate::backend::sqlite::{self, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
 use crate::http::{self, Admin, Doors, Front, Keys, RateLimits};
@@ -15,6 +19,7 @@ use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
 use crate::relay::presence_news::PresenceNews;
 use crate::tasks::Tasks;
+use crate::traces::Exporter;
 use actix_http::HttpService;
 use actix_service::map_config;
 use actix_web::dev::{AppConfig, Server, ServerHandle};
@@ -58,8 +63,16 @@ struct AdminDoor {
     thread: std::thread::JoinHandle<()>,
 }
 
-/// Serves until a signal ends the process. On the first start the credentials are shown once.
-pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
+/// Serves until a signal ends the process, and exports traces meanwhile. On the first start the credentials are shown once.
+pub async fn run(config: Config, first_start: bool, exporter: Option<Exporter>) -> anyhow::Result<()> {
+    let serve = Box::pin(serve(config, first_start));
+    match exporter {
+        Some(exporter) => exporter.during(serve).await,
+        None => serve.await,
+    }
+}
+
+async fn serve(config: Config, first_start: bool) -> anyhow::Result<()> {
     // From here on a signal is heeded: one that comes while all is being opened ends the process in order, too.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let app = match App::build(&config, &Schedule::default()).await {
@@ -84,7 +97,7 @@ impl App {
         raise_open_files(config.stream.max);
         let tasks = Tasks::on_this_runtime();
         let mut registry = Registry::with_prefix("herenow");
-        let store = durable_plane(config, &mut registry)?;
+        let store = durable_plane(config, &tasks, &mut registry).await?;
         let plane = ephemeral_plane(config, &tasks, &mut registry).await?;
         let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;
         let relay = Relay::new(Parts {
@@ -167,8 +180,13 @@ async fn ephemeral_plane(
     Ok(Arc::new(plane.context("Redis can't be used (redis.url)")?))
 }
 
-fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
-    let options = Options::new(config.store.retention, config.store.inbox_max);
+async fn durable_plane(config: &Config, tasks: &Tasks, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
+    let (retention, inbox_max) = (config.store.retention, config.store.inbox_max);
+    if let Some(url) = &config.store.url {
+        let options = postgres::Options::new(retention, inbox_max);
+        return Ok(PostgresStore::open(url, &options, tasks, registry).await.context("the store can't be opened")?);
+    }
+    let options = sqlite::Options::new(retention, inbox_max);
     Ok(SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?)
 }
 
@@ -264,10 +282,14 @@ fn admin_server(at: SocketAddr, stream: &config::Stream, relay: &Relay, admin: A
     Ok(AdminDoor { handle, address, thread })
 }
 
-/// Each stream takes two descriptors: its connection, and the hub's own handle on it.
+/// How many files may have to be open with so many streams. Each takes two descriptors: its connection, and the hub's own handle on it.
+pub fn open_files_for(streams: usize) -> u64 {
+    (streams as u64).saturating_add(API_CONNECTIONS as u64).saturating_mul(2)
+}
+
 fn raise_open_files(streams: usize) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let wanted = (streams as u64).saturating_add(API_CONNECTIONS as u64).saturating_mul(2);
+    let wanted = open_files_for(streams);
     if soft < wanted.min(hard) && setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).is_err() {
         tracing::warn!(soft, "the limit of open files could not be raised");
     }

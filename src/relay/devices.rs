@@ -11,8 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::ports::{Acked, Bye, Departure, Notice, Page, PageLimit, Position, SeatError, Seated, Ticket, Unseated};
 use rand::RngExt;
 use std::sync::Arc;
-use std::time::Instant;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// An inbox page has at most so many bytes of payload, however many messages were asked for.

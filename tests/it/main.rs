@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod backup;
 mod bad_input;
 mod batch;
 mod before_send;
@@ -12,16 +13,17 @@ mod cors;
 mod crash;
 mod credentials;
 mod disk;
+mod doctor;
 mod errors;
 mod groups;
 mod harness;
 mod harness_holds;
 mod idempotency;
 mod invariants;
-mod invariants_durable;
 mod online_only;
 mod ops;
 mod persisted;
+mod postgres;
 mod presence;
 mod presence_news;
 mod rates;
@@ -33,4 +35,5 @@ mod servers;
 mod servers_hold;
 mod stream;
 mod support;
+mod traces;
 mod typing;

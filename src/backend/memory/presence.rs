@@ -50,10 +50,11 @@ impl PresenceTable {
     }
 
     pub(super) fn unseat(&self, seat: &SeatInfo) -> Unseated {
-        let mut users = self.users.write(&seat.user);
-        let Some(Entry { presence, .. }) = users.get_mut(&seat.user) else { return Unseated::Absent };
+        let user = &seat.user;
+        let mut users = self.users.write(user);
+        let Some(Entry { presence, .. }) = users.get_mut(user) else { return Unseated::Absent };
         let before = presence.seats.len();
-        presence.seats.retain(|s| !(s.device == seat.device && s.connection == seat.connection));
+        presence.seats.retain(|s| (&s.device, &s.node, s.connection) != (&seat.device, &seat.node, seat.connection));
         if presence.seats.len() == before {
             return Unseated::Absent;
         }

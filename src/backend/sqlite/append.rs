@@ -1,13 +1,15 @@
 //! A message, its place in every inbox, its callbacks and its idempotency key: one transaction (CONTRACT.md 10.4, 10.6).
 
-use super::columns::{endpoint_number, id, number, push_column, spots, state_number, time};
+use super::columns::{id, spots, time};
 use super::leases::Leased;
-use super::recipients::{Spot, encode};
 use super::writer::Writing;
+use crate::backend::durable::forms::{callback_id, endpoint_number, number, push_column, state_number};
+use crate::backend::durable::recipients::{Spot, encode};
 use crate::domain::callback::{Callback, CallbackState, Endpoint};
 use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::ports::{Append, Appended, BodyHash, StoreKey, Stored};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, params};
 use uuid::Uuid;
@@ -28,8 +30,8 @@ impl<'a> Inserts<'a> {
         Ok(Self {
             message: db.prepare_cached(
                 "INSERT INTO message
-                 (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload, synced)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                 (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload, synced, trace)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             )?,
             inbox: db.prepare_cached(
                 "INSERT INTO inbox (user, cursor, message, expires_at, push_state) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -101,6 +103,7 @@ impl Writing<'_> {
             list,
             message.payload.as_bytes(),
             new.synced,
+            new.trace.as_ref().map(TraceContext::to_column),
         ])?;
         Ok(self.db.last_insert_rowid())
     }
@@ -150,7 +153,7 @@ impl Writing<'_> {
         recipient: Option<(&UserId, Spot)>,
     ) -> Result<Callback> {
         let Told { endpoint, message, recalled } = told;
-        let id = self.callback_id(made_at);
+        let id = callback_id(self.ids, made_at);
         self.inserts.outbox.execute(params![
             endpoint_number(endpoint),
             due_at.as_ms(),
@@ -162,13 +165,6 @@ impl Writing<'_> {
         ])?;
         let recipient = recipient.map(|(user, (_, cursor))| (user.clone(), cursor));
         Ok(Callback { id, endpoint, message, recalled, recipient, attempts: 0, due_at })
-    }
-
-    /// Greater than every earlier one of this process.
-    fn callback_id(&self, made_at: Timestamp) -> Uuid {
-        let s = made_at.as_s().unsigned_abs();
-        let ns = made_at.since(Timestamp::from_ms(made_at.as_s() * 1000)).subsec_nanos();
-        Uuid::new_v7(uuid::Timestamp::from_unix(self.ids, s, ns))
     }
 
     fn insert_key(&self, new: &Append, key: &StoreKey, list: &[u8]) -> Result<()> {
