@@ -305,7 +305,7 @@ fn a_node_that_drains_takes_its_devices_along_and_no_others() {
 #[test]
 fn callbacks_are_made_once_by_whichever_node() {
     let (storage, push) = (Receiver::start(), Receiver::start());
-    let setup = setup_of(&[("storage", &storage), ("push", &push)], &["callbacks.push.grace_ms=200"]);
+    let setup = setup_of(&[("storage", &storage), ("push", &push)], &["callbacks.push.grace_ms=3000"]);
     let cluster = Cluster::of(3, &setup, planes::Planes::shared());
     // Online at one node, so that no push is needed whichever stored it.
     let mut phone = cluster[2].device("bob", "phone");
@@ -313,12 +313,13 @@ fn callbacks_are_made_once_by_whichever_node() {
     messages(&mut phone, 60);
     let told = |receiver: &Receiver| receiver.accepted().iter().map(receiver::Call::message_id).collect::<Vec<_>>();
     eventually_is("all are done", || callbacks(&cluster[0], ""), Vec::is_empty);
+    let pushed: Vec<_> = push.accepted().iter().map(|call| text(&call.data()["recipient"])).collect();
+    assert!(pushed.iter().all(|recipient| recipient == "away"), "{pushed:?}");
     for receiver in [&storage, &push] {
         let told = told(receiver);
         assert_eq!(told.len(), 60, "none is made twice, and none for who took it");
         assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), ids);
     }
-    assert!(push.accepted().iter().all(|call| call.data()["recipient"] == "away"));
 }
 
 #[test]
