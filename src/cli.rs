@@ -6,6 +6,7 @@ mod args;
 mod client;
 mod listen;
 mod presence;
+mod ready;
 mod send;
 mod serve;
 mod sse;
@@ -50,6 +51,9 @@ enum Command {
     /// Show who is online, on which devices
     #[command(after_help = presence::EXAMPLE)]
     Presence(presence::PresenceArgs),
+    /// Ask whether a herenow can take sends and streams: exit code 0 or 1, for health checks
+    #[command(after_help = ready::EXAMPLE)]
+    Ready(ready::ReadyArgs),
     /// Print the OpenAPI document of the HTTP API
     #[command(after_help = "Example:\n  herenow openapi > openapi.json")]
     Openapi,
@@ -85,6 +89,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Send(args) => client::block_on(send::run(&args)),
         Command::Listen(args) => client::block_on(listen::run(args)),
         Command::Presence(args) => client::block_on(presence::run(&args)),
+        Command::Ready(args) => client::block_on(ready::run(&args)),
         Command::Openapi => print(crate::http::openapi_json().trim_end()),
         Command::Config(ConfigCommand::Check(args)) => check(&args),
     }
