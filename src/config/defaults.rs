@@ -70,6 +70,7 @@ fn limits() -> Limits {
         seat_patience: Duration::from_millis(250),
         sends_per_s: None,
         sends_per_s_per_from: None,
+        group_members: 100_000,
         idempotency_window: 24 * HOUR,
     }
 }

@@ -211,6 +211,11 @@ pub static KEYS: &[Key] = &[
         "The same for each sender that `from` names.",
     ),
     Key::new(
+        "limits.group_members",
+        Count(1..=1_000_000, |c| &mut c.limits.group_members),
+        "How many members a group may have.",
+    ),
+    Key::new(
         "limits.idempotency_window_s",
         Seconds(1..=604_800, |c| &mut c.limits.idempotency_window),
         "How long an `Idempotency-Key` of a persisted send is remembered.",
@@ -285,7 +290,6 @@ pub(super) static NOT_YET: &[&str] = &[
     "server.tls.key",
     "auth.device_public_keys",
     "auth.jwks_url",
-    "limits.group_members",
     "callbacks.presence.url",
     "callbacks.presence.secrets",
     "callbacks.presence.timeout_ms",

@@ -137,6 +137,7 @@ pub struct Limits {
     pub sends_per_s: Option<NonZeroU32>,
     /// `None`: no limit.
     pub sends_per_s_per_from: Option<NonZeroU32>,
+    pub group_members: usize,
     pub idempotency_window: Duration,
 }
 

@@ -79,6 +79,16 @@ pub enum Audience {
     Group(GroupId),
 }
 
+impl Audience {
+    /// The group, if it is one.
+    pub fn into_group(self) -> Option<GroupId> {
+        match self {
+            Self::Users(_) => None,
+            Self::Group(group) => Some(group),
+        }
+    }
+}
+
 /// On how many of a recipient's devices an online-only message may appear.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -120,6 +130,8 @@ pub enum Mode {
         ttl: Duration,
         /// What the push callback is told.
         push: PushWish,
+        /// It goes into the sender's own inbox too.
+        sync_sender: bool,
     },
 }
 
@@ -136,6 +148,8 @@ pub struct Draft {
     pub payload: RawJson,
     /// Online-only or persisted.
     pub mode: Mode,
+    /// The answer tells what became of it at each recipient, and not only how many fared how.
+    pub show_recipients: bool,
     /// The whole request as the sender wrote it.
     pub source: RawJson,
 }
@@ -254,16 +268,25 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Counts one recipient.
-    pub fn add(&mut self, outcome: Outcome) {
-        let count = match outcome {
+    /// Counts so many recipients.
+    pub fn add(&mut self, outcome: Outcome, recipients: usize) {
+        let count = self.count(outcome);
+        *count = count.saturating_add(u32::try_from(recipients).unwrap_or(u32::MAX));
+    }
+
+    /// How many had this outcome.
+    pub fn of(mut self, outcome: Outcome) -> u32 {
+        *self.count(outcome)
+    }
+
+    fn count(&mut self, outcome: Outcome) -> &mut u32 {
+        match outcome {
             Outcome::Delivered => &mut self.delivered,
             Outcome::Offline => &mut self.offline,
             Outcome::Unconfirmed => &mut self.unconfirmed,
             Outcome::Expired => &mut self.expired,
             Outcome::Superseded => &mut self.superseded,
-        };
-        *count += 1;
+        }
     }
 }
 
@@ -315,7 +338,7 @@ mod tests {
         fn a_summary_adds_up_to_the_recipients(picks in proptest::collection::vec(0_usize..5, 0..200)) {
             let mut s = Summary::default();
             for &i in &picks {
-                s.add(Outcome::ALL[i]);
+                s.add(Outcome::ALL[i], 1);
             }
             let sum = s.delivered + s.offline + s.unconfirmed + s.expired + s.superseded;
             prop_assert_eq!(sum as usize, picks.len());

@@ -4,6 +4,7 @@ use super::auth::Backend;
 use super::body;
 use super::problem::{Code, Flaw, Problem, ProblemBody};
 use super::rates::RateLimits;
+use super::stream::query;
 use crate::domain::callback::CallbackState;
 use crate::domain::message::{Audience, Cursor, DeliverTo, Draft, Mode, PushWish, RawJson};
 use crate::domain::seat::{DeviceId, GroupId, UserId, check_name};
@@ -12,10 +13,10 @@ use crate::ports::{MessageStatus, Progress, RecipientStatus, Stored};
 use crate::relay::finish::Finish;
 use crate::relay::handle::Relay;
 use crate::relay::online_only::Report;
-use crate::relay::send::{Accepted, Answer, SendKey, Sent};
+use crate::relay::send::{Accepted, Answer, SendKey, Sent, Show};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path, Payload};
-use actix_web::{HttpRequest, HttpResponse, get, post};
+use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -23,7 +24,7 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::Duration;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 /// The most users that a send may name.
@@ -62,7 +63,7 @@ pub(super) struct SendBody<'a> {
     /// Online-only: a newer message to the same device with the same key takes the place of one that still waits.
     #[serde(borrow)]
     collapse_key: Option<Cow<'a, str>>,
-    /// Persisted, to users: also into the sender's own inbox. Not in this version: only `false` is accepted.
+    /// Persisted, to users: also into the sender's own inbox.
     sync_sender: Option<bool>,
     /// Persisted: an object of up to 4 KiB for the push callback, or `false` for no push.
     #[serde(borrow)]
@@ -101,7 +102,8 @@ pub(super) fn draft(json: &Bytes, payload_bytes: usize, retention: Duration) -> 
     match (from, to, &flaws.0[..]) {
         (Some(from), Some(to), []) => {
             let source = RawJson::from_checked(json.clone());
-            Ok(Draft { from, to, kind: send.r#type.into(), payload, mode, source })
+            let show_recipients = matches!(to, Audience::Users(_));
+            Ok(Draft { from, to, kind: send.r#type.into(), payload, mode, show_recipients, source })
         }
         _ => Err(Problem::invalid(flaws.0)),
     }
@@ -184,15 +186,16 @@ fn persisted(send: &SendBody, json: &Bytes, retention: Duration, flaws: &mut Fla
     if send.collapse_key.is_some() {
         flaws.add("/collapse_key", "is for online-only messages");
     }
-    if send.sync_sender == Some(true) {
-        flaws.add("/sync_sender", "is not in this version");
+    let sync_sender = send.sync_sender == Some(true);
+    if sync_sender && send.to.group.is_some() {
+        flaws.add("/sync_sender", "is for messages to users: a group has its members");
     }
     let longest = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
     let ttl_ms = send.ttl_ms.unwrap_or(longest);
     if !(1..=longest).contains(&ttl_ms) {
         flaws.add("/ttl_ms", format!("must be 1 to {longest}, which is `store.retention_s`"));
     }
-    Mode::Persisted { ttl: Duration::from_millis(ttl_ms), push: push_wish(send.push, json, flaws) }
+    Mode::Persisted { ttl: Duration::from_millis(ttl_ms), push: push_wish(send.push, json, flaws), sync_sender }
 }
 
 fn push_wish(push: Option<&RawValue>, json: &Bytes, flaws: &mut Flaws) -> PushWish {
@@ -228,6 +231,7 @@ pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, P
     tag = "messages",
     operation_id = "send_message",
     params(
+        SendQuery,
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body give the first answer again, and nothing is sent twice.", min_length = 1, max_length = 128),
         ("Prefer" = Option<String>, Header, description = "`respond-async`: an online-only send is answered 202 at once, without outcomes (RFC 7240)."),
     ),
@@ -260,6 +264,15 @@ pub(super) async fn send_message(
     Ok(answer)
 }
 
+/// How to answer.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct SendQuery {
+    /// To a group: tell what became of it at each recipient. To users that is told anyway.
+    recipients: Option<bool>,
+}
+
 /// The same, for those who are allowed by other means than the API key.
 pub(super) async fn send(
     request: &HttpRequest,
@@ -270,7 +283,9 @@ pub(super) async fn send(
     let admission = relay.admit(1)?;
     let payload_bytes = relay.limits().payload_bytes;
     let json = body::read_json(request, payload, payload_bytes + ENVELOPE_BYTES).await?;
-    let draft = draft(&json, payload_bytes, relay.retention())?;
+    let SendQuery { recipients } = query(request.query_string())?;
+    let mut draft = draft(&json, payload_bytes, relay.retention())?;
+    draft.show_recipients |= recipients == Some(true);
     rates.take_for_sender(&draft.from)?;
     let key = idempotency_key(request)?.map(|key| SendKey { key, body: Sha256::digest(&json).into() });
     let (handle, tasks) = (Relay::clone(relay), relay.tasks().clone());
@@ -345,7 +360,7 @@ impl<'a> Reply<'a> {
     pub(super) fn of(sent: &'a Sent) -> Self {
         match &sent.answer {
             Answer::OnlineOnly(report) => Self::OnlineOnly(report),
-            Answer::Persisted(stored) => Self::Persisted(StoredReply::of(stored)),
+            Answer::Persisted(stored) => Self::Persisted(StoredReply::of(stored, sent.show)),
         }
     }
 }
@@ -362,7 +377,20 @@ pub(super) struct StoredReply<'a> {
     /// It is kept until then.
     #[schema(value_type = String, format = DateTime)]
     expires_at: Timestamp,
-    recipients: Vec<StoredRecipient<'a>>,
+    /// To a group only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    summary: Option<StoredSummary>,
+    /// To a group only if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    recipients: Option<Vec<StoredRecipient<'a>>>,
+}
+
+/// How many recipients.
+#[derive(Serialize, ToSchema)]
+struct StoredSummary {
+    stored: usize,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -377,16 +405,18 @@ struct StoredRecipient<'a> {
 }
 
 impl<'a> StoredReply<'a> {
-    fn of(stored: &'a Stored) -> Self {
-        let recipients = stored.recipients.iter();
+    fn of(stored: &'a Stored, show: Show) -> Self {
+        let recipients = || {
+            let stored = stored.recipients.iter();
+            stored.map(|(user, cursor)| StoredRecipient { user, outcome: "stored", cursor: *cursor }).collect()
+        };
         Self {
             id: stored.id,
             online_only: false,
             sent_at: stored.sent_at,
             expires_at: stored.expires_at,
-            recipients: recipients
-                .map(|(user, cursor)| StoredRecipient { user, outcome: "stored", cursor: *cursor })
-                .collect(),
+            summary: show.summary.then_some(StoredSummary { stored: stored.recipients.len() }),
+            recipients: show.recipients.then(recipients),
         }
     }
 }
@@ -398,6 +428,8 @@ pub(super) struct StatusReply<'a> {
     id: Uuid,
     #[schema(value_type = String)]
     from: &'a UserId,
+    #[schema(value_type = super::schema::SentTo)]
+    to: ToReply<'a>,
     r#type: &'a str,
     #[schema(value_type = serde_json::Value)]
     payload: &'a RawJson,
@@ -409,6 +441,20 @@ pub(super) struct StatusReply<'a> {
     recipients: Vec<RecipientReply<'a>>,
     /// Of the storage callback.
     storage: ProgressReply,
+}
+
+/// To whom a message was sent.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ToReply<'a> {
+    Users(Vec<&'a UserId>),
+    Group(&'a GroupId),
+}
+
+impl<'a> ToReply<'a> {
+    pub(super) fn of(group: Option<&'a GroupId>, users: impl Iterator<Item = &'a UserId>) -> Self {
+        group.map_or_else(|| Self::Users(users.collect()), Self::Group)
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -451,9 +497,12 @@ impl<'a> From<&'a RecipientStatus> for RecipientReply<'a> {
 impl<'a> From<&'a MessageStatus> for StatusReply<'a> {
     fn from(status: &'a MessageStatus) -> Self {
         let message = &status.message;
+        let sent_to = status.recipients.len().saturating_sub(usize::from(status.synced));
+        let sent_to = status.recipients[..sent_to].iter();
         Self {
             id: message.id,
             from: &message.from,
+            to: ToReply::of(message.group.as_ref(), sent_to.map(|recipient| &recipient.user)),
             r#type: &message.kind,
             payload: &message.payload,
             online_only: message.online_only,
@@ -479,7 +528,33 @@ impl<'a> From<&'a MessageStatus> for StatusReply<'a> {
 )]
 #[get("/v1/messages/{id}")]
 pub(super) async fn get_message(_: Backend, id: Path<String>, relay: Data<Relay>) -> Result<HttpResponse, Problem> {
-    let id = Uuid::try_parse(&id).map_err(|_| Problem::new(Code::NotFound, "no message has such an id"))?;
+    let id = message_id(&id)?;
     let status = relay.message(id).await?;
     Ok(HttpResponse::Ok().json(StatusReply::from(&status)))
+}
+
+/// Recall a message
+///
+/// It is gone from every inbox and is not pushed any more. Streams get `event: recall`, the storage callback `message.recalled`.
+#[utoipa::path(
+    tag = "messages",
+    operation_id = "recall_message",
+    params(("id" = Uuid, Path, description = "The message's id")),
+    responses(
+        (status = 204, description = "Recalled, durably"),
+        (status = 401, response = super::openapi::Unauthorized), (status = 403, response = super::openapi::Forbidden),
+        (status = 404, response = super::openapi::NotFound), (status = 503, response = super::openapi::Away),
+    ),
+    security(("api_key" = []))
+)]
+#[delete("/v1/messages/{id}")]
+pub(super) async fn recall_message(_: Backend, id: Path<String>, relay: Data<Relay>) -> Result<HttpResponse, Problem> {
+    let id = message_id(&id)?;
+    let (handle, tasks) = (Relay::clone(&relay), relay.tasks().clone());
+    Finish::new(async move { handle.recall(id).await }, tasks).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+fn message_id(text: &str) -> Result<Uuid, Problem> {
+    Uuid::try_parse(text).map_err(|_| Problem::new(Code::NotFound, "no message has such an id"))
 }

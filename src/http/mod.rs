@@ -9,6 +9,7 @@ mod connection;
 mod devices;
 mod examples;
 mod front;
+mod groups;
 mod messages;
 mod openapi;
 mod ops;

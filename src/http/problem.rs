@@ -197,6 +197,7 @@ impl From<Error> for Problem {
             }
             Error::Draining => Self::new(Code::Draining, detail),
             Error::NotFound(_) => Self::new(Code::NotFound, detail),
+            Error::GroupFull(_) => Self::flaw("", detail),
             Error::Rejected(_) => Self::new(Code::Forbidden, detail),
             Error::KeyInProgress => Self::new(Code::IdempotencyInProgress, detail),
             Error::KeyReused => Self::new(Code::IdempotencyKeyReused, detail),

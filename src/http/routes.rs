@@ -3,7 +3,7 @@
 use super::auth::Keys;
 use super::problem::{Code, Problem};
 use super::rates::RateLimits;
-use super::{answer, batch, callbacks, devices, examples, messages, openapi, ops, presence, stream, tokens};
+use super::{answer, batch, callbacks, devices, examples, groups, messages, openapi, ops, presence, stream, tokens};
 use crate::relay::handle::Relay;
 use actix_cors::Cors;
 use actix_web::body::MessageBody;
@@ -68,6 +68,12 @@ fn api(config: &mut ServiceConfig) {
         .service(batch::send_batch)
         .service(messages::send_message)
         .service(messages::get_message)
+        .service(messages::recall_message)
+        .service(groups::add_member)
+        .service(groups::remove_member)
+        .service(groups::change_members)
+        .service(groups::list_members)
+        .service(groups::delete_group)
         .service(stream::open_stream)
         .service(devices::ack)
         .service(devices::get_inbox)
@@ -114,20 +120,22 @@ fn allowed(path: &str) -> Option<&'static str> {
         | ["v1", "callbacks", "retry"]
         | ["v1", "callbacks", _, "retry"]
         | ["examples", "typing", "session" | "messages"] => Some("POST"),
-        ["v1", "messages", _]
-        | ["v1", "stream" | "inbox" | "callbacks"]
+        ["v1", "messages", _] => Some("GET, DELETE"),
+        ["v1", "groups", _, "members"] => Some("GET, POST"),
+        ["v1", "groups", _, "members", _] => Some("PUT, DELETE"),
+        ["v1", "stream" | "inbox" | "callbacks"]
         | ["v1", "users", _, "presence"]
         | ["healthz" | "readyz" | "openapi.json" | "docs"]
         | ["examples", "typing"]
         | ["examples", "typing", "style.css" | "app.js"] => Some("GET"),
-        ["v1", "users", _, "devices", _] => Some("DELETE"),
+        ["v1", "users", _, "devices", _] | ["v1", "groups", _] => Some("DELETE"),
         _ => None,
     }
 }
 
 fn cors(origins: &[String]) -> Cors {
     let cors = Cors::default()
-        .allowed_methods(["GET", "POST", "DELETE"])
+        .allowed_methods(["GET", "POST", "PUT", "DELETE"])
         .allowed_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::CACHE_CONTROL])
         .allowed_headers(["last-event-id", "idempotency-key", "x-request-id", "prefer"])
         .expose_headers(["x-request-id", "retry-after", "location", "idempotent-replayed"])

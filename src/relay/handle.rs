@@ -1,6 +1,7 @@
 //! [`Relay`], the one handle that every door holds, and its errors.
 
 use super::before_send::BeforeSend;
+use super::copies::Copies;
 use super::hub::Hub;
 use super::metrics::Metrics;
 use super::notes::Notes;
@@ -27,6 +28,7 @@ pub(super) struct Inner {
     pub(super) callbacks: Arc<Callbacks>,
     pub(super) before_send: Option<BeforeSend>,
     pub(super) notes: Notes,
+    pub(super) groups: Copies,
     pub(super) limits: config::Limits,
     pub(super) stream: config::Stream,
     pub(super) retention: Duration,
@@ -94,6 +96,9 @@ pub enum Error {
     /// The user has as many devices online as are allowed.
     #[error("the user has {0} devices online, which is the most")]
     TooManyDevices(usize),
+    /// A group would have more members than may be.
+    #[error("the group would have more than {0} members")]
+    GroupFull(usize),
     /// The operator's own service said no, in these words.
     #[error("{0}")]
     Rejected(String),
@@ -171,6 +176,7 @@ impl Relay {
             callbacks,
             before_send,
             notes: Notes::default(),
+            groups: Copies::default(),
             limits,
             stream,
             retention,

@@ -2,9 +2,11 @@
 
 pub mod before_send;
 pub mod callbacks;
+mod copies;
 pub mod devices;
 pub mod finish;
 pub mod frame;
+mod groups;
 pub mod handle;
 pub mod hub;
 pub mod metrics;

@@ -8,6 +8,7 @@ use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
 use crate::ports::{Appended, BodyHash, Claimed, KeyClaim, StoreKey, Stored};
 use bytes::Bytes;
+use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -30,6 +31,23 @@ pub struct Sent {
     pub answer: Answer,
     /// It is the first answer of its idempotency key once more: nothing was sent this time.
     pub replayed: bool,
+    /// How to show it.
+    pub show: Show,
+}
+
+/// How the answer to a send is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Show {
+    /// What became of it at each recipient.
+    pub recipients: bool,
+    /// It went to a group: how many recipients there were.
+    pub summary: bool,
+}
+
+impl Show {
+    fn of(draft: &Draft) -> Self {
+        Self { recipients: draft.show_recipients, summary: matches!(draft.to, Audience::Group(_)) }
+    }
 }
 
 /// See [`Sent`].
@@ -67,15 +85,16 @@ impl Relay {
     /// None: run it in a [`super::finish::Finish`].
     pub async fn send(&self, draft: Draft, key: Option<SendKey>) -> Result<Sent, Error> {
         self.check_not_draining()?;
-        let users = recipients(&draft)?;
+        let users = self.recipients(&draft).await?;
+        let show = Show::of(&draft);
         if matches!(draft.mode, Mode::Persisted { .. }) {
-            return self.send_persisted_once(draft, users, key).await;
+            return self.send_persisted_once(draft, users.to_vec(), key).await;
         }
         match self.begin_online_only(draft, &users, key.as_ref()).await? {
-            Begun::Known(report) => Ok(Sent { answer: Answer::OnlineOnly(report), replayed: true }),
+            Begun::Known(report) => Ok(Sent { answer: Answer::OnlineOnly(report), replayed: true, show }),
             Begun::New(draft, id, at) => {
                 let report = self.finish_online_only(&draft, &users, id, at, key.as_ref()).await?;
-                Ok(Sent { answer: Answer::OnlineOnly(report), replayed: false })
+                Ok(Sent { answer: Answer::OnlineOnly(report), replayed: false, show })
             }
         }
     }
@@ -92,7 +111,7 @@ impl Relay {
         admission: Admission,
     ) -> Result<Accepted, Error> {
         self.check_not_draining()?;
-        let users = recipients(&draft)?;
+        let users = self.recipients(&draft).await?;
         self.0.plane.check().await?;
         match self.begin_online_only(draft, &users, key.as_ref()).await? {
             Begun::Known(report) => Ok(Accepted { id: report.id, sent_at: report.sent_at, replayed: true }),
@@ -121,8 +140,10 @@ impl Relay {
                 Claimed::New => {}
                 Claimed::InProgress => return Err(Error::KeyInProgress),
                 Claimed::OtherBody => return Err(Error::KeyReused),
-                Claimed::Answered(answer) => return Ok(Begun::Known(remembered(&answer, users))),
-                Claimed::Abandoned { id, sent_at } => return Ok(Begun::Known(Report::unconfirmed(id, sent_at, users))),
+                Claimed::Answered(answer) => return Ok(Begun::Known(remembered(&draft, &answer, users))),
+                Claimed::Abandoned { id, sent_at } => {
+                    return Ok(Begun::Known(Report::unconfirmed(&draft, id, sent_at, users)));
+                }
             }
         }
         match self.ask_before_send(draft).await {
@@ -133,6 +154,14 @@ impl Relay {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// To whom a draft goes. Of a group, all members but the sender.
+    async fn recipients(&self, draft: &Draft) -> Result<Arc<[UserId]>, Error> {
+        match &draft.to {
+            Audience::Users(users) => Ok(users.as_slice().into()),
+            Audience::Group(group) => self.members_but(group, &draft.from).await,
         }
     }
 
@@ -166,9 +195,10 @@ impl Relay {
             body: key.body,
             expires_at: now.plus(self.0.limits.idempotency_window),
         });
+        let show = Show::of(&draft);
         match self.send_persisted(draft, users, key, now).await? {
-            Appended::New(stored, _) => Ok(Sent { answer: Answer::Persisted(stored), replayed: false }),
-            Appended::Repeat(stored) => Ok(Sent { answer: Answer::Persisted(stored), replayed: true }),
+            Appended::New(stored, _) => Ok(Sent { answer: Answer::Persisted(stored), replayed: false, show }),
+            Appended::Repeat(stored) => Ok(Sent { answer: Answer::Persisted(stored), replayed: true, show }),
             Appended::OtherBody => Err(Error::KeyReused),
         }
     }
@@ -189,18 +219,10 @@ impl Relay {
     }
 }
 
-fn recipients(draft: &Draft) -> Result<Vec<UserId>, Error> {
-    match &draft.to {
-        Audience::Users(users) => Ok(users.clone()),
-        // A group exists while it has members (CONTRACT.md 6), and this version has no way to add one.
-        Audience::Group(_) => Err(Error::NotFound("no such group")),
-    }
-}
-
 /// The first answer as it was remembered. One that can't be read is one whose outcome is unknown.
-fn remembered(answer: &[u8], users: &[UserId]) -> Report {
+fn remembered(draft: &Draft, answer: &[u8], users: &[UserId]) -> Report {
     serde_json::from_slice(answer).unwrap_or_else(|error| {
         tracing::error!(%error, "a remembered answer can't be read");
-        Report::unconfirmed(Uuid::now_v7(), Timestamp::now(), users)
+        Report::unconfirmed(draft, Uuid::now_v7(), Timestamp::now(), users)
     })
 }

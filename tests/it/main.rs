@@ -12,6 +12,7 @@ mod crash;
 mod credentials;
 mod disk;
 mod errors;
+mod groups;
 mod harness;
 mod harness_holds;
 mod idempotency;
@@ -22,7 +23,12 @@ mod ops;
 mod persisted;
 mod presence;
 mod rates;
+mod recall;
 mod roundabout;
+#[path = "../servers/mod.rs"]
+#[expect(dead_code, reason = "the library's tests and those of `tests/it` need a part each")]
+mod servers;
+mod servers_hold;
 mod stream;
 mod support;
 mod typing;

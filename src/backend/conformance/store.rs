@@ -1,6 +1,7 @@
 //! What every [`Store`] must do. A backend's tests say `store_suite!(open)`, where `open().await` gives a fresh store, with
 //! [`RETENTION`] and [`INBOX_MAX`], that derefs to it.
 
+pub use super::groups::*;
 use crate::domain::callback::{Callback, CallbackState, Decision, Endpoint, LastError, Settlement};
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
 use crate::domain::seat::{DeviceId, GroupId, UserId};
@@ -62,6 +63,7 @@ pub fn to_at(users: &[&str], sent_at: Timestamp) -> Append {
         expires_at: sent_at.plus(RETENTION),
         push: PushWish::Plain,
         recipients: users.iter().map(|name| user(name)).collect(),
+        synced: false,
         storage_callback: true,
         push_due: vec![sent_at; users.len()],
         lease: Leases::default(),
@@ -517,6 +519,7 @@ pub async fn a_storage_callback_tells_the_message_and_all_places(store: &dyn Sto
     let append = leased(to(&["bob", "carol"]));
     let (stored, callbacks) = sent(store, append.clone()).await;
     let expected = CallbackContent::Stored {
+        synced: false,
         message: append.message,
         expires_at: append.expires_at,
         recipients: stored.recipients,
@@ -730,6 +733,16 @@ macro_rules! store_suite {
             all_of_an_endpoint_are_retried_at_once
             callbacks_are_listed_in_pages_by_state_and_endpoint
             the_backlog_counts_what_is_pending_and_dead
+            members_come_and_go_and_are_counted
+            members_are_listed_in_the_order_of_their_bytes
+            a_group_is_bounded_and_a_change_is_all_or_nothing
+            changes_at_the_same_time_are_counted_right
+            every_change_has_another_version
+            a_deleted_group_has_no_members
+            a_recalled_message_is_a_hole_everywhere
+            a_recall_is_called_back_and_its_push_is_not
+            a_recall_that_nobody_took_is_found_by_the_next_lease
+            the_senders_own_copy_shows_to_whom_it_went
         }
     };
 }

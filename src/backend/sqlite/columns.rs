@@ -17,9 +17,9 @@ pub(super) const MESSAGE: &str = "m.id, m.sender, m.grp, m.kind, m.payload, m.se
 pub(super) const MESSAGE_COLUMNS: usize = 6;
 
 /// The columns that [`callback`] reads, of the tables `c` (the callback) and `u` (its user, if it has one).
-pub(super) const CALLBACK: &str = "c.id, c.endpoint, c.message, u.name, c.cursor, c.attempts, c.due_at";
+pub(super) const CALLBACK: &str = "c.id, c.endpoint, c.message, u.name, c.cursor, c.attempts, c.due_at, c.recalled";
 /// How many those are.
-pub(super) const CALLBACK_COLUMNS: usize = 7;
+pub(super) const CALLBACK_COLUMNS: usize = 8;
 
 #[derive(Debug, thiserror::Error)]
 #[error("a damaged row: {0}")]
@@ -137,6 +137,7 @@ pub(super) fn callback(row: &Row<'_>) -> Result<Callback> {
         id: id(row, 0)?,
         endpoint: endpoint(row, 1)?,
         message: id(row, 2)?,
+        recalled: row.get(7)?,
         recipient,
         attempts: row.get(5)?,
         due_at: time(row, 6)?,

@@ -7,12 +7,14 @@ mod checkpoint;
 mod columns;
 mod content;
 mod devices;
+mod groups;
 mod leases;
 mod metrics;
 mod outbox;
 mod queue;
 mod read;
 mod readers;
+mod recall;
 mod recipients;
 mod retention;
 mod schema;
@@ -26,11 +28,11 @@ pub use schema::OpenError;
 
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
 use crate::domain::message::Cursor;
-use crate::domain::seat::{DeviceId, UserId};
+use crate::domain::seat::{DeviceId, GroupId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{
-    Acked, Append, Appended, Backlog, BodyHash, CallbackContent, CallbackEntry, CallbackFilter, DeviceNote,
-    MessageStatus, Page, PageLimit, Position, Store, StoreError,
+    Acked, Append, Appended, Backlog, BodyHash, CallbackContent, CallbackEntry, CallbackFilter, Changed, DeviceNote,
+    GroupState, MemberChange, MessageStatus, Page, PageLimit, Position, Recalled, Store, StoreError,
 };
 use async_trait::async_trait;
 use checkpoint::Stop;
@@ -169,6 +171,38 @@ impl Store for SqliteStore {
 
     async fn message(&self, id: Uuid, now: Timestamp) -> Result<Option<MessageStatus>, StoreError> {
         self.readers.read(move |db| read::status(db, id, now)).await
+    }
+
+    async fn recall(
+        &self,
+        id: Uuid,
+        callback: bool,
+        lease: bool,
+        now: Timestamp,
+    ) -> Result<Option<Recalled>, StoreError> {
+        let recalled = self.write(Size::BITE, move |db| db.recall(id, callback, lease, now)).await?;
+        Ok(recalled.map(|(recalled, leased)| Recalled { callback: leased.take().pop(), ..recalled }))
+    }
+
+    async fn change_members(&self, group: &GroupId, change: MemberChange, max: usize) -> Result<Changed, StoreError> {
+        let rows = change.add.len() + change.remove.len();
+        let (group, size) = (group.clone(), Size { rows, bytes: rows * 128 });
+        self.write(size, move |db| db.change_members(&group, &change, max)).await
+    }
+
+    async fn delete_group(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let group = group.clone();
+        self.write(Size::BITE, move |db| db.delete_group(&group)).await
+    }
+
+    async fn group(&self, group: &GroupId) -> Result<Option<GroupState>, StoreError> {
+        let group = group.clone();
+        self.readers.read(move |db| groups::state(db, &group)).await
+    }
+
+    async fn members(&self, group: &GroupId, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, StoreError> {
+        let (group, after) = (group.clone(), after.cloned());
+        self.readers.read(move |db| groups::members(db, &group, after.as_ref(), limit)).await
     }
 
     async fn peek_key(&self, key: &str, now: Timestamp) -> Result<Option<BodyHash>, StoreError> {

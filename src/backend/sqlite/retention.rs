@@ -99,13 +99,19 @@ impl Writing<'_> {
             *self.sweeping = Some((message.seq, done + removed));
             return Ok(());
         }
-        let sql = if message.wanted {
+        self.forget_or_keep(message.seq, message.wanted)?;
+        *left = left.saturating_sub(1);
+        Ok(())
+    }
+
+    /// Removes a message that has left the inboxes, unless its storage callback still needs it.
+    pub(super) fn forget_or_keep(&self, seq: i64, wanted: bool) -> Result<()> {
+        let sql = if wanted {
             "UPDATE message SET kept = 1, brief = NULL WHERE seq = ?1"
         } else {
             "DELETE FROM message WHERE seq = ?1"
         };
-        self.db.prepare_cached(sql)?.execute([message.seq])?;
-        *left = left.saturating_sub(1);
+        self.db.prepare_cached(sql)?.execute([seq])?;
         Ok(())
     }
 

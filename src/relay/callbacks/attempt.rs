@@ -86,10 +86,15 @@ impl Courier {
     fn event(&self, words: &[Word]) -> Option<Event> {
         match words {
             [] => None,
-            [word] if !self.batches => Some(word.event()),
+            [word] if !self.batches || !word.joins_batches() => Some(word.event()),
             words => Some(Event::batch(words)),
         }
     }
+}
+
+/// Whether a word fits into a batch that holds `bytes` of others.
+fn joins(first: &Word, word: &Word, bytes: usize) -> bool {
+    first.joins_batches() && word.joins_batches() && bytes + word.bytes() <= BATCH_BYTES
 }
 
 /// Sorts the rows by whether they have something to say, and whether it fits into one event.
@@ -98,7 +103,7 @@ fn sort(rows: Vec<Row>, contents: &[CallbackContent], batches: bool) -> (Deliver
     let (mut words, mut bytes) = (Vec::<Word>::new(), 0);
     for (row, content) in rows.into_iter().zip(contents) {
         match Word::of(&row.callback, content) {
-            Ok(Some(word)) if words.is_empty() || (batches && bytes + word.bytes() <= BATCH_BYTES) => {
+            Ok(Some(word)) if words.first().is_none_or(|first| batches && joins(first, &word, bytes)) => {
                 bytes += word.bytes();
                 words.push(word);
                 delivery.told.push(row);
