@@ -54,11 +54,16 @@ def called_back(path: str, about: str) -> list[dict]:
     return [one for one in get(f"{RECEIVER}/events", about=about)["events"] if one["path"] == path]
 
 
+def start(*services: str) -> None:
+    """Starts what is stopped, all if none is named, and waits until it is healthy."""
+    compose("up", "--detach", "--no-deps", "--no-recreate", "--wait", "--wait-timeout", "90", *services)
+
+
 @pytest.fixture
 def healthy() -> Iterator[None]:
     """For tests that break something: all is whole again after them."""
     yield
-    compose("up", "--detach", "--no-recreate", "--wait", "--wait-timeout", "90")
+    start()
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +121,8 @@ class Device:
                 self._take(event)
 
     def _take(self, event: httpx_sse.ServerSentEvent) -> None:
+        if not event.data:
+            return  # a heartbeat: once there was an id, httpx-sse takes the empty line after the comment for an event
         match event.event:
             case "ready":
                 self.nodes.append(event.json()["node"])
