@@ -3,6 +3,7 @@
 mod welcome;
 
 use crate::backend::memory::MemoryPlane;
+use crate::backend::redis::RedisPlane;
 use crate::backend::sqlite::{Options, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
@@ -12,6 +13,7 @@ use crate::relay::before_send::BeforeSend;
 use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
+use crate::relay::presence_news::PresenceNews;
 use crate::tasks::Tasks;
 use actix_http::HttpService;
 use actix_service::map_config;
@@ -83,7 +85,7 @@ impl App {
         let tasks = Tasks::on_this_runtime();
         let mut registry = Registry::with_prefix("herenow");
         let store = durable_plane(config, &mut registry)?;
-        let plane: Arc<dyn Ephemeral> = Arc::new(MemoryPlane::default());
+        let plane = ephemeral_plane(config, &tasks, &mut registry).await?;
         let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;
         let relay = Relay::new(Parts {
             node: config.cluster.node.clone(),
@@ -92,6 +94,8 @@ impl App {
             callbacks,
             before_send: BeforeSend::new(&config.callbacks, config.limits.payload_bytes, &mut registry)
                 .map_err(|error| anyhow::anyhow!("callbacks.before_send.{error}"))?,
+            presence_news: PresenceNews::start(&config.callbacks, &tasks, &mut registry)
+                .map_err(|error| anyhow::anyhow!("callbacks.presence.{error}"))?,
             limits: config.limits.clone(),
             stream: config.stream.clone(),
             retention: config.store.retention,
@@ -99,7 +103,7 @@ impl App {
             tasks: tasks.clone(),
             metrics: Metrics::new(&mut registry),
         });
-        relay.start().await?;
+        relay.start().await.context("this node can't join the others")?;
         let rates = Arc::new(RateLimits::new(&config.limits));
         tasks.spawn_essential("rates", rates.clone().forget_idle(tasks.drain.clone()));
         let (api, address) = api_server(config, &relay, rates)?;
@@ -134,7 +138,7 @@ impl App {
         tracing::info!("draining");
         tokio::select! {
             () = tasks.halt.cancelled() => tracing::warn!("stopping at once"),
-            () = take_down(&relay, &tasks, &handle, drain) => {}
+            () = take_down(&relay, &*plane, &tasks, &handle, drain) => {}
         }
         tasks.halt.cancel();
         handle.stop(false).await;
@@ -151,6 +155,18 @@ impl App {
     }
 }
 
+async fn ephemeral_plane(
+    config: &Config,
+    tasks: &Tasks,
+    registry: &mut Registry,
+) -> anyhow::Result<Arc<dyn Ephemeral>> {
+    if config.redis.url.is_none() {
+        return Ok(Arc::new(MemoryPlane::default()));
+    }
+    let plane = RedisPlane::open(&config.redis, &config.cluster, tasks, registry).await;
+    Ok(Arc::new(plane.context("Redis can't be used (redis.url)")?))
+}
+
 fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
     let options = Options::new(config.store.retention, config.store.inbox_max);
     Ok(SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?)
@@ -159,13 +175,14 @@ fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc
 /// What a killed task or a closed connection may take to end.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 
-/// In this order: nothing new; goodbye to the streams; then what is in flight, confirmations and callbacks, is finished.
-async fn take_down(relay: &Relay, tasks: &Tasks, server: &ServerHandle, time: Duration) {
+/// In this order: nothing new; goodbye to the streams; what is in flight is answered, and other nodes are left; then callbacks are finished.
+async fn take_down(relay: &Relay, plane: &dyn Ephemeral, tasks: &Tasks, server: &ServerHandle, time: Duration) {
     relay.refuse_new();
     tasks.drain.cancel();
     relay.end_streams(time).await;
     server.stop(true).await;
     relay.flush_notes().await;
+    plane.leave(relay.node()).await;
     if timeout(time, tasks.finished()).await.is_err() {
         tracing::warn!("some callbacks were still in flight and will be repeated at the next start");
     }

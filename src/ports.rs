@@ -36,7 +36,7 @@ pub enum SeatError {
 }
 
 /// Why an offer has no verdict. This is the fallthrough rule in the type system.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OfferError {
     /// Certainly not taken, now or later: the next seat may be tried.
     #[error("certainly not taken")]
@@ -46,16 +46,40 @@ pub enum OfferError {
     Unknown,
 }
 
+/// The result of registering a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seated {
+    /// The seat of the same device that it replaces.
+    pub replaced: Option<SeatInfo>,
+    /// The user was not said to be here before, and is from now on: the presence version to tell that with.
+    pub arrival: Option<u64>,
+}
+
+/// The result of withdrawing a seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unseated {
+    /// It wasn't there.
+    Absent,
+    /// The user has others.
+    One,
+    /// It was the user's last; the presence version since then.
+    Last(u64),
+}
+
 /// Who is online where, idempotency of online-only sends, and stream tickets. All of it may vanish with the plane.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// Registers an open stream and returns the seat of the same device that it replaces, if any.
+    /// Registers an open stream.
     ///
     /// A `max_devices`-th+1 device of a user is refused; a replacement never is.
-    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError>;
+    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Seated, SeatError>;
 
-    /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor. False if it wasn't there.
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<bool, Away>;
+    /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor.
+    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away>;
+
+    /// Takes the news that a user has gone, to be told to the operator: true if the user was said to be here, has no seat, and nothing has
+    /// changed since `version`. Of all who ask, on whichever node, one gets it. From then on the next seat is an arrival again.
+    async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away>;
 
     /// Notes activity of a device, and its new state if there is one. The seat as it is now; `None` if the device has none.
     async fn touch(
@@ -213,6 +237,28 @@ impl Bye {
     }
 }
 
+/// Why a user is not here any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// The last stream has ended.
+    Closed,
+    /// The last device was sent away by the operator.
+    Kicked,
+    /// The node that held the last stream has died.
+    LeaseExpired,
+}
+
+impl Departure {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Kicked => "kicked",
+            Self::LeaseExpired => "lease_expired",
+        }
+    }
+}
+
 /// What became of an offered frame at a seat.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
@@ -267,6 +313,8 @@ pub trait NodeDoor: Send + Sync + 'static {
     fn seats(&self) -> Vec<SeatInfo>;
     /// Whether this very seat is still held.
     fn holds(&self, seat: &SeatInfo) -> bool;
+    /// The plane has withdrawn a user's last seat, whose node died or could not do it in time: this node sees to what follows.
+    fn departed(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure);
     /// The plane is reachable again after it was not: notices may have been lost meanwhile.
     fn resumed(&self);
 }

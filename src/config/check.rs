@@ -66,9 +66,14 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
 }
 
 fn outlets(config: &Config) -> impl Iterator<Item = (&'static str, &Outlet)> {
-    let Callbacks { storage, push, before_send, .. } = &config.callbacks;
-    [("callbacks.storage.url", storage), ("callbacks.push.url", push), ("callbacks.before_send.url", before_send)]
-        .into_iter()
+    let Callbacks { storage, push, presence, before_send, .. } = &config.callbacks;
+    [
+        ("callbacks.storage.url", storage),
+        ("callbacks.push.url", push),
+        ("callbacks.presence.url", presence),
+        ("callbacks.before_send.url", before_send),
+    ]
+    .into_iter()
 }
 
 /// A name is looked up when a callback is sent; an address can be refused at once, however it is spelled.

@@ -83,6 +83,8 @@ fn callbacks() -> Callbacks {
         storage_batch_max: 1,
         push: outlet(patient),
         push_grace: Duration::from_secs(5),
+        presence: outlet(patient),
+        presence_debounce: Duration::from_secs(3),
         // A sender waits for it.
         before_send: outlet(Duration::from_millis(500)),
         before_send_on_failure: OnFailure::Allow,

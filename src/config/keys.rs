@@ -245,6 +245,20 @@ pub static KEYS: &[Key] = &[
         "How long a recipient's online devices have to take a message before it is pushed.",
     ),
     Key::new(
+        "callbacks.presence.url",
+        UrlOrNone(|c| &mut c.callbacks.presence.url),
+        "Is told when a user's first device comes and when the last one has been gone for a while. Best effort: the highest `version` wins.",
+    ),
+    Key::new("callbacks.presence.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.presence.secrets), SIGNS)
+        .by_default(MADE),
+    Key::new("callbacks.presence.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.presence.timeout), TIMEOUT),
+    Key::new("callbacks.presence.concurrency", Count(1..=1_024, |c| &mut c.callbacks.presence.concurrency), AT_ONCE),
+    Key::new(
+        "callbacks.presence.debounce_ms",
+        Millis(0..=3_600_000, |c| &mut c.callbacks.presence_debounce),
+        "For how long a user's last device must have been gone.",
+    ),
+    Key::new(
         "callbacks.before_send.url",
         UrlOrNone(|c| &mut c.callbacks.before_send.url),
         "Is asked before every send, online-only ones too, whether it may go: allow, reject or replace the payload.",
@@ -285,18 +299,8 @@ const TIMEOUT: &str = "Within this time the whole answer must be there.";
 const AT_ONCE: &str = "How many of these callbacks run at once.";
 
 /// Keys of the contract that this version has not: given, they are refused by name, so that nobody believes that they work.
-pub(super) static NOT_YET: &[&str] = &[
-    "server.tls.cert",
-    "server.tls.key",
-    "auth.device_public_keys",
-    "auth.jwks_url",
-    "callbacks.presence.url",
-    "callbacks.presence.secrets",
-    "callbacks.presence.timeout_ms",
-    "callbacks.presence.concurrency",
-    "callbacks.presence.debounce_ms",
-    "otel.endpoint",
-];
+pub(super) static NOT_YET: &[&str] =
+    &["server.tls.cert", "server.tls.key", "auth.device_public_keys", "auth.jwks_url", "otel.endpoint"];
 
 fn not_empty(secret: &str) -> Result<(), &'static str> {
     if secret.is_empty() { Err("is empty") } else { Ok(()) }

@@ -149,6 +149,8 @@ pub struct Callbacks {
     pub storage_batch_max: usize,
     pub push: Outlet,
     pub push_grace: Duration,
+    pub presence: Outlet,
+    pub presence_debounce: Duration,
     pub before_send: Outlet,
     pub before_send_on_failure: OnFailure,
     pub deny_networks: Vec<IpNet>,

@@ -165,8 +165,8 @@ fn an_unknown_name_is_refused_with_what_was_meant() {
         "--set auth.audiense: unknown key `auth.audiense`, did you mean `auth.audience`?"
     );
     assert_eq!(
-        only_flaw(&set("callbacks.presence.url", "5")),
-        "--set callbacks.presence.url: `callbacks.presence.url` is not in this version of herenow"
+        only_flaw(&set("auth.jwks_url", "5")),
+        "--set auth.jwks_url: `auth.jwks_url` is not in this version of herenow"
     );
 }
 

@@ -5,6 +5,7 @@ use super::copies::Copies;
 use super::hub::Hub;
 use super::metrics::Metrics;
 use super::notes::Notes;
+use super::presence_news::PresenceNews;
 use crate::config;
 use crate::domain::message::Cursor;
 use crate::domain::seat::NodeId;
@@ -27,6 +28,7 @@ pub(super) struct Inner {
     pub(super) store: Arc<dyn Store>,
     pub(super) callbacks: Arc<Callbacks>,
     pub(super) before_send: Option<BeforeSend>,
+    pub(super) presence_news: Option<PresenceNews>,
     pub(super) notes: Notes,
     pub(super) groups: Copies,
     pub(super) limits: config::Limits,
@@ -62,6 +64,7 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     pub callbacks: Arc<Callbacks>,
     pub before_send: Option<BeforeSend>,
+    pub presence_news: Option<PresenceNews>,
     pub limits: config::Limits,
     pub stream: config::Stream,
     /// `store.retention_s`: the longest and the usual life of a persisted message.
@@ -161,6 +164,7 @@ impl Relay {
             store,
             callbacks,
             before_send,
+            presence_news,
             limits,
             stream,
             retention,
@@ -175,6 +179,7 @@ impl Relay {
             store,
             callbacks,
             before_send,
+            presence_news,
             notes: Notes::default(),
             groups: Copies::default(),
             limits,

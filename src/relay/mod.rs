@@ -13,6 +13,7 @@ pub mod metrics;
 mod notes;
 pub mod online_only;
 mod persisted;
+pub mod presence_news;
 pub mod send;
 pub mod stream;
 mod upkeep;

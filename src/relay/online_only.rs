@@ -7,7 +7,7 @@ use super::hub::{Offer, Offered};
 use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
 use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
 use crate::domain::time::Timestamp;
-use crate::ports::{NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::ports::{Departure, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::StreamExt;
@@ -335,6 +335,10 @@ impl NodeDoor for Relay {
 
     fn holds(&self, seat: &SeatInfo) -> bool {
         self.0.hub.find(&seat.user, seat.connection).is_some()
+    }
+
+    fn departed(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure) {
+        self.went(user, device, version, why);
     }
 
     fn resumed(&self) {

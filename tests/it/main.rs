@@ -22,6 +22,7 @@ mod online_only;
 mod ops;
 mod persisted;
 mod presence;
+mod presence_news;
 mod rates;
 mod recall;
 mod roundabout;
