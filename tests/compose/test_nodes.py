@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from conftest import DOORS, NODES, Device, called_back, containers
-from standardwebhooks import Webhook
 
 from api import Api, until, user
 
@@ -97,6 +96,14 @@ def test_an_online_only_message_is_not_called_back(doors: dict[str, Api]) -> Non
     doors["nginx"].store(alice, bob, "kept")
     until("the one that follows is", lambda: called_back("/storage", bob))
     assert [one["data"]["message"]["payload"] for one in called_back("/storage", bob)] == ["kept"]
+
+
+def test_who_comes_and_who_goes_is_called_back_once(doors: dict[str, Api]) -> None:
+    bob = user("bob")
+    with Device(doors["node1"], bob, "phone"), Device(doors["node2"], bob, "laptop"):
+        until("bob is online", lambda: called_back("/presence", bob))
+    until("bob is offline", lambda: len(called_back("/presence", bob)) >= 2)
+    assert [one["type"] for one in called_back("/presence", bob)] == ["presence.online", "presence.offline"]
 
 
 def test_large_payloads_pass_nginx_and_larger_ones_get_herenows_own_answer(doors: dict[str, Api]) -> None:
