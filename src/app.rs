@@ -3,8 +3,9 @@
 mod welcome;
 
 use crate::backend::memory::MemoryPlane;
+use crate::backend::postgres::{self, PostgresStore};
 use crate::backend::redis::RedisPlane;
-use crate::backend::sqlite::{Options, SqliteStore};
+use crate::backend::sqlite::{self, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
 use crate::http::{self, Admin, Doors, Front, Keys, RateLimits};
@@ -84,7 +85,7 @@ impl App {
         raise_open_files(config.stream.max);
         let tasks = Tasks::on_this_runtime();
         let mut registry = Registry::with_prefix("herenow");
-        let store = durable_plane(config, &mut registry)?;
+        let store = durable_plane(config, &tasks, &mut registry).await?;
         let plane = ephemeral_plane(config, &tasks, &mut registry).await?;
         let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;
         let relay = Relay::new(Parts {
@@ -167,8 +168,13 @@ async fn ephemeral_plane(
     Ok(Arc::new(plane.context("Redis can't be used (redis.url)")?))
 }
 
-fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
-    let options = Options::new(config.store.retention, config.store.inbox_max);
+async fn durable_plane(config: &Config, tasks: &Tasks, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
+    let (retention, inbox_max) = (config.store.retention, config.store.inbox_max);
+    if let Some(url) = &config.store.url {
+        let options = postgres::Options::new(retention, inbox_max);
+        return Ok(PostgresStore::open(url, &options, tasks, registry).await.context("the store can't be opened")?);
+    }
+    let options = sqlite::Options::new(retention, inbox_max);
     Ok(SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?)
 }
 

@@ -21,6 +21,7 @@ mod invariants_durable;
 mod online_only;
 mod ops;
 mod persisted;
+mod postgres;
 mod presence;
 mod presence_news;
 mod rates;

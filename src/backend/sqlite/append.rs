@@ -1,9 +1,10 @@
 //! A message, its place in every inbox, its callbacks and its idempotency key: one transaction (CONTRACT.md 10.4, 10.6).
 
-use super::columns::{endpoint_number, id, number, push_column, spots, state_number, time};
+use super::columns::{id, spots, time};
 use super::leases::Leased;
-use super::recipients::{Spot, encode};
 use super::writer::Writing;
+use crate::backend::durable::forms::{callback_id, endpoint_number, number, push_column, state_number};
+use crate::backend::durable::recipients::{Spot, encode};
 use crate::domain::callback::{Callback, CallbackState, Endpoint};
 use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
@@ -150,7 +151,7 @@ impl Writing<'_> {
         recipient: Option<(&UserId, Spot)>,
     ) -> Result<Callback> {
         let Told { endpoint, message, recalled } = told;
-        let id = self.callback_id(made_at);
+        let id = callback_id(self.ids, made_at);
         self.inserts.outbox.execute(params![
             endpoint_number(endpoint),
             due_at.as_ms(),
@@ -162,13 +163,6 @@ impl Writing<'_> {
         ])?;
         let recipient = recipient.map(|(user, (_, cursor))| (user.clone(), cursor));
         Ok(Callback { id, endpoint, message, recalled, recipient, attempts: 0, due_at })
-    }
-
-    /// Greater than every earlier one of this process.
-    fn callback_id(&self, made_at: Timestamp) -> Uuid {
-        let s = made_at.as_s().unsigned_abs();
-        let ns = made_at.since(Timestamp::from_ms(made_at.as_s() * 1000)).subsec_nanos();
-        Uuid::new_v7(uuid::Timestamp::from_unix(self.ids, s, ns))
     }
 
     fn insert_key(&self, new: &Append, key: &StoreKey, list: &[u8]) -> Result<()> {

@@ -8,14 +8,12 @@ mod columns;
 mod content;
 mod devices;
 mod groups;
+mod jobs;
 mod leases;
-mod metrics;
 mod outbox;
-mod queue;
 mod read;
 mod readers;
 mod recall;
-mod recipients;
 mod retention;
 mod schema;
 mod users;
@@ -26,6 +24,8 @@ mod tests;
 
 pub use schema::OpenError;
 
+use super::durable::metrics::Metrics;
+use super::durable::queue::{Size, append_size, closed};
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, GroupId, UserId};
@@ -36,11 +36,10 @@ use crate::ports::{
 };
 use async_trait::async_trait;
 use checkpoint::Stop;
+use jobs::{Queue, Task};
 use leases::{Leased, Leases};
-use metrics::Metrics;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use queue::{Queue, Size, Task};
 use readers::Readers;
 use std::path::Path;
 use std::sync::Arc;
@@ -142,7 +141,7 @@ impl SqliteStore {
     {
         let (reply, answer) = oneshot::channel();
         self.queue.push(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| queue::closed())?
+        answer.await.map_err(|_| closed())?
     }
 }
 
@@ -255,7 +254,7 @@ impl Store for SqliteStore {
             settlements.iter().try_for_each(|settlement| db.settle(settlement))
         };
         self.queue.push_relief(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| queue::closed())?
+        answer.await.map_err(|_| closed())?
     }
 
     async fn callbacks(&self, filter: CallbackFilter) -> Result<Vec<CallbackEntry>, StoreError> {
@@ -300,13 +299,5 @@ impl Store for SqliteStore {
     async fn close(&self) {
         let threads = self.end_threads();
         let _ = tokio::task::spawn_blocking(move || join(threads)).await;
-    }
-}
-
-fn append_size(new: &Append) -> Size {
-    let recipients = new.recipients.len();
-    Size {
-        rows: 2 + recipients + new.push_due.len(),
-        bytes: new.message.payload.as_bytes().len() + 512 + recipients * 64,
     }
 }

@@ -1,10 +1,9 @@
 //! Callbacks that are waiting, failing or dead (CONTRACT.md 10.6): leasing, settling and retrying them, and what the operator sees.
 
-use super::columns::{
-    CALLBACK, CALLBACK_COLUMNS, callback, endpoint_number, last_error, made_at, number, state, state_number,
-};
+use super::columns::{CALLBACK, CALLBACK_COLUMNS, callback, last_error, state};
 use super::leases::Leased;
 use super::writer::Writing;
+use crate::backend::durable::forms::{endpoint_number, made_at, number, state_number};
 use crate::domain::callback::{Callback, CallbackState, Decision, Endpoint, LastError, Settlement};
 use crate::domain::time::Timestamp;
 use crate::ports::{Backlog, CallbackEntry, CallbackFilter};

@@ -3,9 +3,10 @@
 //! An entry is there for readers if its row is, it hasn't expired, and it is among the `inbox_max` newest numbers. Sweeping and trimming
 //! may come later.
 
-use super::columns::{MESSAGE, MESSAGE_COLUMNS, cursor, message, name, number, spots, state, time};
-use super::recipients::Spot;
+use super::columns::{MESSAGE, MESSAGE_COLUMNS, cursor, message, name, spots, state, time};
 use super::users::NEWEST;
+use crate::backend::durable::forms::number;
+use crate::backend::durable::recipients::Spot;
 use crate::domain::callback::CallbackState;
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, UserId};

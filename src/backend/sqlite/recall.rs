@@ -1,10 +1,11 @@
 //! Taking a message back (CONTRACT.md 7): it leaves every inbox in one transaction, and its numbers become holes.
 
 use super::append::Told;
-use super::columns::{number, spots, state};
+use super::columns::{spots, state};
 use super::leases::Leased;
-use super::recipients::Spot;
 use super::writer::Writing;
+use crate::backend::durable::forms::number;
+use crate::backend::durable::recipients::Spot;
 use crate::domain::callback::{CallbackState, Endpoint};
 use crate::domain::time::Timestamp;
 use crate::ports::Recalled;

@@ -1,8 +1,9 @@
 //! Forgetting: what has expired leaves in bites that senders hardly notice, and the file gives room back.
 
-use super::columns::{endpoint_number, number, spots, state, time};
-use super::recipients::Spot;
+use super::columns::{spots, state, time};
 use super::writer::Writing;
+use crate::backend::durable::forms::{endpoint_number, first_id, number};
+use crate::backend::durable::recipients::Spot;
 use crate::domain::callback::{CallbackState, Endpoint};
 use crate::domain::time::Timestamp;
 use rusqlite::{Params, Result, Row, params};
@@ -176,11 +177,10 @@ impl Writing<'_> {
                 );
             }
         }
-        let made_before = uuid::Builder::from_unix_timestamp_millis(aged.as_ms().unsigned_abs(), &[0; 10]).into_uuid();
         *left -= self
             .db
             .prepare_cached("DELETE FROM dead WHERE id IN (SELECT id FROM dead WHERE id < ?1 ORDER BY id LIMIT ?2)")?
-            .execute(params![made_before.as_bytes(), *left])?;
+            .execute(params![first_id(aged).as_bytes(), *left])?;
         Ok(())
     }
 
