@@ -20,4 +20,5 @@ pub mod relay;
 mod servers;
 pub mod tasks;
 pub mod token;
+pub mod traces;
 pub mod webhook;

@@ -201,8 +201,8 @@ impl Directory for RedisPlane {
         self.0.seat(&seat, max_devices).await
     }
 
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
-        self.0.unseat(user, device, connection).await
+    async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away> {
+        self.0.unseat(seat).await
     }
 
     async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away> {

@@ -109,12 +109,12 @@ impl Plane {
         Err(SeatError::TooManyDevices(max_devices))
     }
 
-    pub(super) async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
+    pub(super) async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away> {
         let link = self.link()?;
-        let node = &self.run.node;
+        let SeatInfo { user, device, node, connection, .. } = seat;
         let unseated = async {
-            let was_there = self.unseat_of(&link, node, user, device.as_str(), connection).await?;
-            self.forget_held(&link, node, &[connection]).await?;
+            let was_there = self.unseat_of(&link, node, user, device.as_str(), *connection).await?;
+            self.forget_held(&link, node, &[*connection]).await?;
             Ok(was_there)
         };
         unseated.await.map_err(|error: redis::RedisError| {

@@ -163,4 +163,4 @@ impl Callbacks {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
