@@ -97,7 +97,16 @@ impl App {
             metrics: Metrics::new(&mut registry),
         });
         relay.start().await?;
-        let (api, address) = api_server(config, &relay)?;
+        let keys = Data::new(Keys::new(config)?);
+        let (fresh, of_relay) = (keys.clone(), relay.clone());
+        let drain = tasks.drain.clone();
+        tasks.spawn_essential("keys", async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = fresh.keep_fresh(&of_relay) => {}
+            }
+        });
+        let (api, address) = api_server(config, &relay, &keys)?;
         let admin = Admin { registry: Arc::new(Mutex::new(registry)) };
         let admin = config.server.admin_listen.map(|at| admin_server(at, &config.stream, &relay, admin)).transpose()?;
         let drain = config.server.drain;
@@ -183,13 +192,13 @@ async fn obey_signals(signals: [io::Result<Signal>; 2], stop: &CancellationToken
     std::future::pending().await
 }
 
-fn api_server(config: &Config, relay: &Relay) -> anyhow::Result<(Server, SocketAddr)> {
+fn api_server(config: &Config, relay: &Relay, keys: &Data<Keys>) -> anyhow::Result<(Server, SocketAddr)> {
     let listen = config.server.listen;
     let listener = http::listener(listen, &config.stream).with_context(|| format!("can't listen on {listen}"))?;
     let address = listener.local_addr()?;
     let doors = Doors {
         relay: Data::new(relay.clone()),
-        keys: Data::new(Keys::new(&config.auth)),
+        keys: keys.clone(),
         cors_origins: config.server.cors_origins.clone(),
         // Anybody may mint tokens there: only where everybody who gets there may read the credentials anyway.
         examples: config.auth.self_made && address.ip().is_loopback(),

@@ -53,7 +53,7 @@ fn commands(config: &Config, address: SocketAddr, first_start: bool) -> Option<(
         ));
     }
     let (bob, phone) = (UserId::parse("bob").ok()?, DeviceId::parse("phone").ok()?);
-    let (token, _) = Tokens::new(&config.auth).mint(&bob, Some(&phone), TOKEN_TTL)?;
+    let (token, _) = Tokens::new(&config.auth).ok()?.mint(&bob, Some(&phone), TOKEN_TTL)?;
     let key = config.auth.api_keys.first()?.expose();
     Some((
         format!("curl -N -H 'Authorization: Bearer {token}' http://{address}/v1/stream"),

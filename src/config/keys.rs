@@ -3,7 +3,7 @@
 use super::sections::Config;
 use super::slot::Slot::{
     self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
-    Origins, Path, Prefix, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
+    Origins, Path, PathOrNone, Paths, Prefix, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -70,6 +70,16 @@ pub static KEYS: &[Key] = &[
     Key::new("server.workers", Count(1..=1_024, |c| &mut c.server.workers), "Threads that serve HTTP.")
         .by_default("one per core"),
     Key::new(
+        "server.tls.cert",
+        PathOrNone(|c| &mut c.server.tls.cert),
+        "A PEM file with the certificate and those between it and its root. If given, the API speaks TLS only. Read anew when it changes.",
+    ),
+    Key::new(
+        "server.tls.key",
+        PathOrNone(|c| &mut c.server.tls.key),
+        "The PEM file of the certificate's private key. Read anew when it changes.",
+    ),
+    Key::new(
         "server.cors_origins",
         Origins(|c| &mut c.server.cors_origins),
         "Web pages of these origins may call the API from a browser.",
@@ -88,9 +98,19 @@ pub static KEYS: &[Key] = &[
     Key::new(
         "auth.device_secrets",
         Secrets(not_empty, |c| &mut c.auth.device_secrets),
-        "HS256 secrets of device tokens. The first one signs, all are accepted. Give each 32 bytes or more.",
+        "HS256 secrets of device tokens. The first one signs, all are accepted. Give each 32 bytes or more. None is made where there are public keys.",
     )
     .by_default(MADE),
+    Key::new(
+        "auth.device_public_keys",
+        Paths(|c| &mut c.auth.device_public_keys),
+        "PEM files of public keys of device tokens: RSA (RS256), EC on P-256 (ES256) or Ed25519 (EdDSA).",
+    ),
+    Key::new(
+        "auth.jwks_url",
+        UrlOrNone(|c| &mut c.auth.jwks_url),
+        "A JWKS (RFC 7517) with public keys of device tokens, of the same kinds. Addresses that callbacks may not go to are refused here, too.",
+    ),
     Key::new("auth.audience", TextOrNone(|c| &mut c.auth.audience), "If given, a device token must name it in `aud`."),
     Key::new(
         "redis.url",
@@ -249,10 +269,6 @@ const AT_ONCE: &str = "How many of these callbacks run at once.";
 
 /// Keys of the contract that this version has not: given, they are refused by name, so that nobody believes that they work.
 pub(super) static NOT_YET: &[&str] = &[
-    "server.tls.cert",
-    "server.tls.key",
-    "auth.device_public_keys",
-    "auth.jwks_url",
     "limits.sends_per_s",
     "limits.sends_per_s_per_from",
     "limits.group_members",

@@ -23,6 +23,8 @@ pub(super) type SecretRule = fn(&str) -> Result<(), &'static str>;
 /// A key's kind with its bounds and its field.
 pub(super) enum Slot {
     Path(Field<PathBuf>),
+    PathOrNone(Field<Option<PathBuf>>),
+    Paths(Field<Vec<PathBuf>>),
     Address(Field<SocketAddr>),
     AddressOrOff(Field<Option<SocketAddr>>),
     Count(Bounds, Field<usize>),
@@ -57,6 +59,8 @@ impl Slot {
     fn try_fill(&self, config: &mut Config, given: Given<'_>) -> Result<(), String> {
         match self {
             Self::Path(field) => *field(config) = some_text(given)?.into(),
+            Self::PathOrNone(field) => *field(config) = unless_empty(given, path)?,
+            Self::Paths(field) => *field(config) = each(given, path)?,
             Self::Address(field) => *field(config) = parse(&given.text()?)?,
             Self::AddressOrOff(field) => *field(config) = unless_empty(given, parse)?,
             Self::Count(bounds, field) => *field(config) = to_usize(given.number(bounds)?)?,
@@ -91,6 +95,8 @@ impl Slot {
         let number = |bounds: &Bounds| format!("a whole number from {} to {}", bounds.start(), bounds.end());
         match self {
             Self::Path(_) => "a path".into(),
+            Self::PathOrNone(_) => "a path, or empty (none)".into(),
+            Self::Paths(_) => "a list of paths".into(),
             Self::Address(_) => "an IP address with a port, such as `127.0.0.1:8080`".into(),
             Self::AddressOrOff(_) => "an IP address with a port, or empty (off)".into(),
             Self::Count(bounds, _) | Self::Count64(bounds, _) | Self::Seconds(bounds, _) | Self::Millis(bounds, _) => {
@@ -117,6 +123,8 @@ impl Slot {
     pub(super) fn shown(&self, config: &mut Config) -> String {
         match self {
             Self::Path(field) => quoted(field(config).display()),
+            Self::PathOrNone(field) => field(config).as_ref().map_or_else(nothing, |path| quoted(path.display())),
+            Self::Paths(field) => list(field(config).iter().map(|path| path.display().to_string())),
             Self::Address(field) => quoted(*field(config)),
             Self::AddressOrOff(field) => field(config).map_or_else(nothing, quoted),
             Self::Count(_, field) => field(config).to_string(),
@@ -189,6 +197,14 @@ fn to_usize(number: u64) -> Result<usize, String> {
 
 fn each<T>(given: Given<'_>, read: fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
     given.list()?.iter().map(|entry| read(entry).map_err(|why| format!("its entry {entry:?} {why}"))).collect()
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("is empty".to_owned()),
+        text if text.contains('\0') => Err("has a zero byte".to_owned()),
+        text => Ok(text.into()),
+    }
 }
 
 /// Names an entry by its number alone.

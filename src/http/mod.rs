@@ -19,7 +19,7 @@ mod schema;
 mod stream;
 mod tokens;
 
-pub use auth::Keys;
+pub use auth::{Accepted, Keys, KeysError};
 pub use connection::{listener, note_connection};
 pub use front::Front;
 pub use openapi::openapi_json;

@@ -6,6 +6,7 @@ use super::problem::{Code, Problem};
 use super::{connection, tokens};
 use crate::domain::message::Cursor;
 use crate::domain::seat::DeviceState;
+use crate::ports::Bye;
 use crate::relay::devices::{After, OpenStream};
 use crate::relay::frame::Frame;
 use crate::relay::handle::Relay;
@@ -98,10 +99,16 @@ pub(super) async fn open(asked: Asked<'_>, keys: &Keys, relay: &Relay) -> Result
         after: start(asked.last_event_id, &query)?,
         state: query.state,
         until: device.until,
+        key: device.key,
         socket: asked.socket,
         closed: asked.closed,
     };
-    Ok(Opened::Stream(relay.open_stream(request).await?))
+    let stream = relay.open_stream(request).await?;
+    // The key was removed meanwhile: whoever removed it may have looked before the stream had its seat.
+    if !keys.has_key(device.key) {
+        stream.end(Bye::Unauthorized);
+    }
+    Ok(Opened::Stream(stream))
 }
 
 /// `Last-Event-ID` wins: a client that reconnects by itself sends it with the URL of the first time.
@@ -119,11 +126,11 @@ async fn caller(
     relay: &Relay,
 ) -> Result<Device, Problem> {
     if authorization.is_some() {
-        return by_token(keys, bearer(authorization)?);
+        return by_token(keys, bearer(authorization)?).await;
     }
     match (&query.ticket, &query.access_token) {
-        (Some(ticket), _) => tokens::redeem(ticket, relay).await,
-        (None, Some(token)) => by_token(keys, token),
+        (Some(ticket), _) => tokens::redeem(ticket, keys, relay).await,
+        (None, Some(token)) => by_token(keys, token).await,
         (None, None) => {
             let detail = "a device token is needed: `Authorization: Bearer …`, `?ticket=` or `?access_token=`";
             Err(Problem::new(Code::MissingCredentials, detail))

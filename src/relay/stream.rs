@@ -93,6 +93,11 @@ impl Stream {
         }
     }
 
+    /// Ends it with a goodbye, which is still to be read from it.
+    pub fn end(&self, bye: Bye) {
+        self.seat.end(bye);
+    }
+
     /// The next bytes of the stream; `None` when it is over.
     pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let now = Instant::now();

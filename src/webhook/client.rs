@@ -8,7 +8,7 @@ use crate::domain::time::Timestamp;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, ClientBuilder, Response, Url};
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -125,18 +125,8 @@ impl Webhook {
 
     fn resolved_by(resolver: GuardedResolver, url: Url, outlet: &Outlet, guard: Guard) -> Result<Self, SetupError> {
         guard.check_url(&url)?;
-        let client = Client::builder()
-            .dns_resolver(Arc::new(resolver))
-            .redirect(reqwest::redirect::Policy::none())
-            // A proxy would resolve the name itself, past the guard.
-            .no_proxy()
-            .referer(false)
-            .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(outlet.concurrency)
-            .build()
-            .map_err(SetupError::Client)?;
+        let client = guarded(Arc::new(resolver)).pool_max_idle_per_host(outlet.concurrency);
+        let client = client.build().map_err(SetupError::Client)?;
         let signer = Signer::new(&outlet.secrets)?;
         Ok(Self { client, url, guard, signer, timeout: outlet.timeout, pooled_at: Mutex::new(None) })
     }
@@ -189,6 +179,19 @@ impl Webhook {
             .header("webhook-signature", self.signer.sign(id, timestamp, &body))
             .body(body)
     }
+}
+
+/// A client that goes to checked addresses only.
+pub(super) fn guarded(resolver: Arc<GuardedResolver>) -> ClientBuilder {
+    Client::builder()
+        .dns_resolver(resolver)
+        .redirect(reqwest::redirect::Policy::none())
+        // A proxy would resolve the name itself, past the guard.
+        .no_proxy()
+        .referer(false)
+        .user_agent(USER_AGENT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
 }
 
 /// A connection that was there broke before an answer came.
@@ -244,11 +247,11 @@ fn bounded(text: &str) -> String {
 }
 
 impl Failure {
-    fn without_answer(kind: FailureKind, error: &dyn Error) -> Self {
+    pub(super) fn without_answer(kind: FailureKind, error: &dyn Error) -> Self {
         Self { kind, status: None, retry_after: None, abort: false, text: in_words(error) }
     }
 
-    fn of_error(error: reqwest::Error) -> Self {
+    pub(super) fn of_error(error: reqwest::Error) -> Self {
         // The URL may bear credentials.
         let error = error.without_url();
         Self::without_answer(kind_of(&error), &error)

@@ -87,7 +87,7 @@ impl Callbacks {
         registry: &mut Registry,
     ) -> Result<Arc<Self>, StartError> {
         let metrics = Metrics::new(registry);
-        let guard = Guard::new(config.deny_networks.clone(), config.public_only);
+        let guard = Guard::of(config);
         let open = |endpoint, outlet: &Outlet, batch_max: usize| {
             let Some(url) = outlet.url.clone() else { return Ok(None) };
             let webhook = Webhook::new(url, outlet, guard.clone()).map_err(|source| StartError { endpoint, source })?;
