@@ -1,6 +1,10 @@
 //! The roof: builds everything from the configuration, runs it, and takes it down in order.
 
+mod reload;
 mod welcome;
+
+use reload::Live;
+pub use reload::Start;
 
 use crate::backend::memory::MemoryPlane;
 use crate::backend::sqlite::{Options, SqliteStore};
@@ -47,6 +51,7 @@ pub struct App {
     api: Server,
     address: SocketAddr,
     admin: Option<AdminDoor>,
+    live: Live,
 }
 
 struct AdminDoor {
@@ -56,21 +61,25 @@ struct AdminDoor {
 }
 
 /// Serves until a signal ends the process. On the first start the credentials are shown once.
-pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
+pub async fn run(start: Start) -> anyhow::Result<()> {
     // From here on a signal is heeded: one that comes while all is being opened ends the process in order, too.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let app = match App::build(&config, &Schedule::default()).await {
+    let hangup = signal(SignalKind::hangup());
+    let config = &start.loaded.config;
+    let app = match App::build(config, &Schedule::default()).await {
         // They would not be shown at the next start.
-        Err(error) if first_start => {
+        Err(error) if start.first_start => {
             return Err(error.context(format!("the first start made credentials in {}", config.data_dir.display())));
         }
         built => built?,
     };
-    welcome::print(&config, app.address, first_start);
+    welcome::print(config, app.address, start.first_start);
     let (stop, halt) = (CancellationToken::new(), app.tasks.halt.clone());
+    let reloads = start.reload_at(hangup, app.live.clone());
     tokio::select! {
         ended = app.run_until(stop.clone().cancelled_owned()) => ended,
         never = obey_signals(signals, &stop, &halt) => never,
+        never = reloads => never,
     }
 }
 
@@ -88,8 +97,8 @@ impl App {
             node: config.cluster.node.clone(),
             plane: plane.clone(),
             store: store.clone(),
-            callbacks,
-            limits: config.limits.clone(),
+            callbacks: callbacks.clone(),
+            limits: config.limits,
             stream: config.stream.clone(),
             retention: config.store.retention,
             confirm_timeout: config.cluster.confirm_timeout,
@@ -107,10 +116,11 @@ impl App {
             }
         });
         let (api, address) = api_server(config, &relay, &keys)?;
+        let live = Live { relay: relay.clone(), keys, callbacks };
         let admin = Admin { registry: Arc::new(Mutex::new(registry)) };
         let admin = config.server.admin_listen.map(|at| admin_server(at, &config.stream, &relay, admin)).transpose()?;
         let drain = config.server.drain;
-        Ok(Self { relay, store, plane, tasks, drain, api, address, admin })
+        Ok(Self { relay, store, plane, tasks, drain, api, address, admin, live })
     }
 
     /// Where the API listens.
@@ -125,7 +135,7 @@ impl App {
 
     /// Serves until `stop`, then drains (CONTRACT.md 9). An essential task that dies ends the process too, and with an error.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { relay, store, plane, tasks, drain, api, admin, address } = self;
+        let Self { relay, store, plane, tasks, drain, api, admin, address, .. } = self;
         tracing::info!(%address, admin = ?admin.as_ref().map(|a| a.address), node.id = %relay.node(), "serving");
         let handle = api.handle();
         let mut server = tokio::task::JoinSet::new();

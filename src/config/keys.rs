@@ -1,5 +1,6 @@
 //! The table of keys, in the order of the contract.
 
+use super::reload::Takes::{self, Reload, ReloadWhile};
 use super::sections::Config;
 use super::slot::Slot::{
     self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
@@ -17,15 +18,21 @@ pub struct Key {
     /// What the default is, where it isn't the same for everyone.
     pub default_note: Option<&'static str>,
     pub(super) slot: Slot,
+    pub(super) takes: Takes,
 }
 
 impl Key {
     const fn new(name: &'static str, slot: Slot, help: &'static str) -> Self {
-        Self { name, help, default_note: None, slot }
+        Self { name, help, default_note: None, slot, takes: Takes::Restart }
     }
 
     const fn by_default(mut self, note: &'static str) -> Self {
         self.default_note = Some(note);
+        self
+    }
+
+    const fn takes(mut self, takes: Takes) -> Self {
+        self.takes = takes;
         self
     }
 
@@ -93,25 +100,25 @@ pub static KEYS: &[Key] = &[
         "auth.api_keys",
         Secrets(header_safe, |c| &mut c.auth.api_keys),
         "What backends show. Several are valid at once, so that they can be rotated.",
-    )
+    ).takes(Reload)
     .by_default(MADE),
     Key::new(
         "auth.device_secrets",
         Secrets(not_empty, |c| &mut c.auth.device_secrets),
         "HS256 secrets of device tokens. The first one signs, all are accepted. Give each 32 bytes or more. None is made where there are public keys.",
-    )
+    ).takes(Reload)
     .by_default(MADE),
     Key::new(
         "auth.device_public_keys",
         Paths(|c| &mut c.auth.device_public_keys),
         "PEM files of public keys of device tokens: RSA (RS256), EC on P-256 (ES256) or Ed25519 (EdDSA).",
-    ),
+    ).takes(Reload),
     Key::new(
         "auth.jwks_url",
         UrlOrNone(|c| &mut c.auth.jwks_url),
         "A JWKS (RFC 7517) with public keys of device tokens, of the same kinds. Addresses that callbacks may not go to are refused here, too.",
-    ),
-    Key::new("auth.audience", TextOrNone(|c| &mut c.auth.audience), "If given, a device token must name it in `aud`."),
+    ).takes(Reload),
+    Key::new("auth.audience", TextOrNone(|c| &mut c.auth.audience), "If given, a device token must name it in `aud`.").takes(Reload),
     Key::new(
         "redis.url",
         AnyUrlOrNone(&["redis", "rediss"], |c| &mut c.redis.url),
@@ -209,26 +216,26 @@ pub static KEYS: &[Key] = &[
         "limits.payload_bytes",
         Count(1..=16_777_216, |c| &mut c.limits.payload_bytes),
         "How large a message's payload may be.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.answer_wait_ms",
         Millis(1..=60_000, |c| &mut c.limits.answer_wait),
         "How long the answer to an online-only send waits for outcomes.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.seat_patience_ms",
         Millis(1..=60_000, |c| &mut c.limits.seat_patience),
         "How long an online-only message waits in a slow device's queue before another device is tried.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.idempotency_window_s",
         Seconds(1..=604_800, |c| &mut c.limits.idempotency_window),
         "How long an `Idempotency-Key` of a persisted send is remembered.",
-    ),
-    Key::new("callbacks.storage.url", UrlOrNone(|c| &mut c.callbacks.storage.url), "Gets every persisted message."),
-    Key::new("callbacks.storage.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.storage.secrets), SIGNS)
+    ).takes(Reload),
+    Key::new("callbacks.storage.url", UrlOrNone(|c| &mut c.callbacks.storage.url), "Gets every persisted message.").takes(ReloadWhile("callbacks.storage.url")),
+    Key::new("callbacks.storage.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.storage.secrets), SIGNS).takes(ReloadWhile("callbacks.storage.url"))
         .by_default(MADE),
-    Key::new("callbacks.storage.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.storage.timeout), TIMEOUT),
+    Key::new("callbacks.storage.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.storage.timeout), TIMEOUT).takes(ReloadWhile("callbacks.storage.url")),
     Key::new("callbacks.storage.concurrency", Count(1..=1_024, |c| &mut c.callbacks.storage.concurrency), AT_ONCE),
     Key::new(
         "callbacks.storage.batch_max",
@@ -239,10 +246,10 @@ pub static KEYS: &[Key] = &[
         "callbacks.push.url",
         UrlOrNone(|c| &mut c.callbacks.push.url),
         "Gets, per recipient, every persisted message that no device took.",
-    ),
-    Key::new("callbacks.push.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.push.secrets), SIGNS)
+    ).takes(ReloadWhile("callbacks.push.url")),
+    Key::new("callbacks.push.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.push.secrets), SIGNS).takes(ReloadWhile("callbacks.push.url"))
         .by_default(MADE),
-    Key::new("callbacks.push.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.push.timeout), TIMEOUT),
+    Key::new("callbacks.push.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.push.timeout), TIMEOUT).takes(ReloadWhile("callbacks.push.url")),
     Key::new("callbacks.push.concurrency", Count(1..=1_024, |c| &mut c.callbacks.push.concurrency), AT_ONCE),
     Key::new(
         "callbacks.push.grace_ms",
@@ -253,13 +260,13 @@ pub static KEYS: &[Key] = &[
         "callbacks.deny_networks",
         Networks(|c| &mut c.callbacks.deny_networks),
         "No callback goes to an address in these.",
-    ),
+    ).takes(Reload),
     Key::new(
         "callbacks.public_only",
         Switch(|c| &mut c.callbacks.public_only),
         "Callbacks go to globally routable addresses only.",
-    ),
-    Key::new("log.level", Level(|c| &mut c.log.level), "How much is logged."),
+    ).takes(Reload),
+    Key::new("log.level", Level(|c| &mut c.log.level), "How much is logged.").takes(Reload),
     Key::new("log.format", Format(|c| &mut c.log.format), "How it is written, to standard error."),
 ];
 

@@ -137,7 +137,7 @@ pub struct Stream {
 }
 
 /// `limits.*`
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is the key of its name")]
 pub struct Limits {
     pub payload_bytes: usize,

@@ -50,7 +50,45 @@ pub(super) enum Slot {
     Format(Field<LogFormat>),
 }
 
+/// With the field of a slot, whatever its type.
+macro_rules! with_field {
+    ($slot:expr, $field:ident => $do:expr) => {
+        match $slot {
+            Self::Path($field) => $do,
+            Self::PathOrNone($field) => $do,
+            Self::Paths($field) => $do,
+            Self::Address($field) => $do,
+            Self::AddressOrOff($field) => $do,
+            Self::Count(_, $field) => $do,
+            Self::Count64(_, $field) => $do,
+            Self::Seconds(_, $field) | Self::Millis(_, $field) => $do,
+            Self::SecondsOrOff(_, $field) => $do,
+            Self::Switch($field) => $do,
+            Self::Node($field) => $do,
+            Self::TextOrNone($field) => $do,
+            Self::UrlOrNone($field) => $do,
+            Self::AnyUrlOrNone(_, $field) => $do,
+            Self::Mode($field) => $do,
+            Self::Nodes($field) | Self::Origins($field) => $do,
+            Self::Prefix($field) | Self::Level($field) => $do,
+            Self::Networks($field) => $do,
+            Self::Secrets(_, $field) => $do,
+            Self::Format($field) => $do,
+        }
+    };
+}
+
 impl Slot {
+    /// Whether two configurations say the same here. (A field is found in one that may be changed; neither is.)
+    pub(super) fn is_same(&self, a: &mut Config, b: &mut Config) -> bool {
+        with_field!(self, field => field(a) == field(b))
+    }
+
+    /// Takes this field over from another configuration.
+    pub(super) fn copy(&self, from: &mut Config, to: &mut Config) {
+        with_field!(self, field => field(to).clone_from(field(from)));
+    }
+
     /// Reads `given` into the field, or says what is wrong with it; then the field stays as it was.
     pub(super) fn fill(&self, config: &mut Config, given: Given<'_>) -> Result<(), String> {
         self.try_fill(config, given).map_err(|why| format!("must be {}, but {why}", self.expected()))

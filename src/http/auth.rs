@@ -39,6 +39,7 @@ pub struct Accepted {
     api_keys: Arc<[[u8; 32]]>,
     tokens: Arc<Tokens>,
     jwks: Option<Arc<Jwks>>,
+    self_made: bool,
 }
 
 impl Accepted {
@@ -54,7 +55,13 @@ impl Accepted {
             api_keys: config.auth.api_keys.iter().map(digest).collect(),
             tokens: Arc::new(Tokens::new(&config.auth)?),
             jwks: jwks.transpose()?,
+            self_made: config.auth.self_made,
         })
+    }
+
+    /// Whether these are the same keys of device tokens as those in force, apart from fetched ones.
+    pub fn has_keys_of(&self, keys: &Keys) -> bool {
+        self.tokens.has_keys_of(&keys.now().tokens)
     }
 
     fn fetched(&self) -> Arc<[VerifyingKey]> {
@@ -105,6 +112,11 @@ impl Keys {
                 _ = accepted.changed() => {}
             }
         }
+    }
+
+    /// Whether the credentials are those that herenow made for itself, so that whoever can read them may do anything.
+    pub(super) fn are_self_made(&self) -> bool {
+        self.0.borrow().self_made
     }
 
     fn now(&self) -> Accepted {

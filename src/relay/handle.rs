@@ -9,6 +9,7 @@ use crate::domain::seat::NodeId;
 use crate::ports::{Away, Ephemeral, KeyError, SeatError, Store, StoreError, TicketError};
 use crate::relay::callbacks::Callbacks;
 use crate::tasks::Tasks;
+use parking_lot::RwLock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub(super) struct Inner {
     pub(super) store: Arc<dyn Store>,
     pub(super) callbacks: Arc<Callbacks>,
     pub(super) notes: Notes,
-    pub(super) limits: config::Limits,
+    limits: RwLock<config::Limits>,
     pub(super) stream: config::Stream,
     pub(super) retention: Duration,
     /// `cluster.confirm_timeout_ms`
@@ -152,7 +153,7 @@ impl Relay {
             store,
             callbacks,
             notes: Notes::default(),
-            limits,
+            limits: RwLock::new(limits),
             stream,
             retention,
             confirm_timeout,
@@ -179,8 +180,13 @@ impl Relay {
     }
 
     /// The bounds of requests.
-    pub fn limits(&self) -> &config::Limits {
-        &self.0.limits
+    pub fn limits(&self) -> config::Limits {
+        *self.0.limits.read()
+    }
+
+    /// From now on these.
+    pub fn set_limits(&self, limits: config::Limits) {
+        *self.0.limits.write() = limits;
     }
 
     /// `store.retention_s`

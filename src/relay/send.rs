@@ -94,7 +94,7 @@ impl Relay {
         let key = key.map(|key| StoreKey {
             key: key.key,
             body: key.body,
-            expires_at: now.plus(self.0.limits.idempotency_window),
+            expires_at: now.plus(self.limits().idempotency_window),
         });
         match self.send_persisted(draft, users, key, now).await? {
             Appended::New(stored, _) => Ok(Sent { answer: Answer::Persisted(stored), replayed: false }),

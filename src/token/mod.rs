@@ -14,6 +14,7 @@ use crate::domain::time::Timestamp;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Clocks of those who mint tokens may be ahead of ours by this much.
@@ -116,6 +117,12 @@ impl Tokens {
         }
         let is_public = header.alg != Algorithm::HS256;
         Err(if is_public && !fetched.iter().any(is_named) { UNKNOWN_KEY } else { error })
+    }
+
+    /// Whether these are the keys of another, in any order.
+    pub fn has_keys_of(&self, other: &Self) -> bool {
+        let ids = |tokens: &Self| tokens.keys.iter().map(|key| key.id).collect::<HashSet<_>>();
+        ids(self) == ids(other)
     }
 
     /// Whether a stream that was opened by this key may stay open.

@@ -1,7 +1,9 @@
+#[path = "../../tests/it/harness/pair.rs"]
+mod pair;
+
 use super::*;
 use crate::config::{Config, Secret};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use pair::{PUBLIC, Pair};
 use serde_json::{Value, json};
 
 fn auth(secrets: &[&str], audience: Option<&str>) -> Auth {
@@ -65,55 +67,17 @@ fn unsigned_and_damaged_tokens_are_refused() {
     }
 }
 
-/// A pair of keys, as a token's maker has it.
-struct Pair(rcgen::KeyPair, Algorithm);
-
-impl Pair {
-    fn new(algorithm: Algorithm) -> Self {
-        let kinds = [&rcgen::PKCS_RSA_SHA256, &rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519];
-        let kind = kinds[PUBLIC.iter().position(|public| *public == algorithm).unwrap()];
-        Self(rcgen::KeyPair::generate_for(kind).unwrap(), algorithm)
-    }
-
-    fn signing(&self) -> EncodingKey {
-        let pkcs8 = self.0.serialized_der();
-        // Of RSA's, the library wants what lies within.
-        let inner = if self.1 == Algorithm::RS256 { &pkcs8[26..] } else { pkcs8 };
-        [EncodingKey::from_rsa_der, EncodingKey::from_ec_der, EncodingKey::from_ed_der]
-            .into_iter()
-            .map(|read| read(inner))
-            .find(|key| key.family() == self.1.family())
-            .unwrap()
-    }
-
-    fn sign(&self, kid: Option<&str>) -> String {
-        let header = Header { kid: kid.map(Into::into), ..Header::new(self.1) };
-        encode(&header, &good_claims(), &self.signing()).unwrap()
-    }
-
-    /// The public half as a member of a set.
-    fn jwk(&self, kid: Option<&str>) -> Value {
-        let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-        let raw = self.0.public_key_raw();
-        if self.1 == Algorithm::ES256 {
-            json!({"kty": "EC", "kid": kid, "crv": "P-256", "x": text(&raw[1..33]), "y": text(&raw[33..])})
-        } else if self.1 == Algorithm::EdDSA {
-            json!({"kty": "OKP", "kid": kid, "crv": "Ed25519", "x": text(raw)})
-        } else {
-            // A 2048 bit modulus within its DER, and the exponent at the end.
-            json!({"kty": "RSA", "kid": kid, "alg": "RS256", "n": text(&raw[9..265]), "e": text(&raw[267..])})
-        }
-    }
-
-    fn tokens(&self, secrets: &[&str]) -> Tokens {
-        of_pem(&self.0.public_key_pem(), secrets).unwrap()
-    }
-}
-
-const PUBLIC: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
-
 fn good_claims() -> Value {
     json!({"sub": "bob", "exp": Timestamp::now().as_s() + 60})
+}
+
+/// A token that is good but for its key.
+fn by(pair: &Pair, kid: Option<&str>) -> String {
+    pair.sign(kid, &good_claims())
+}
+
+fn with_key_of(pair: &Pair, secrets: &[&str]) -> Tokens {
+    of_pem(&pair.public_pem(), secrets).unwrap()
 }
 
 fn of_pem(pem: &str, secrets: &[&str]) -> Result<Tokens, KeyFileError> {
@@ -130,13 +94,23 @@ fn set(keys: &[Value]) -> Vec<VerifyingKey> {
 fn a_key_of_a_file_verifies_by_its_own_algorithm_and_by_no_other() {
     let pairs = PUBLIC.map(Pair::new);
     for (n, pair) in pairs.iter().enumerate() {
-        let tokens = pair.tokens(&["s"]);
-        assert!(tokens.check(&pair.sign(None), &[]).is_ok(), "{:?}", pair.1);
-        assert!(tokens.check(&pair.sign(Some("a name that files don't have")), &[]).is_ok(), "{:?}", pair.1);
+        let tokens = with_key_of(pair, &["s"]);
+        assert!(tokens.check(&by(pair, None), &[]).is_ok(), "{:?}", pair.algorithm);
+        assert!(tokens.check(&by(pair, Some("a name that files don't have")), &[]).is_ok(), "{:?}", pair.algorithm);
         assert!(tokens.check(&signed(&good_claims(), "s"), &[]).is_ok(), "secrets are good beside it");
-        assert_eq!(tokens.check(&Pair::new(pair.1).sign(None), &[]), Err(UNKNOWN_KEY), "another key of its kind");
+        assert_eq!(
+            tokens.check(&by(&Pair::new(pair.algorithm), None), &[]),
+            Err(UNKNOWN_KEY),
+            "another key of its kind"
+        );
         for other in pairs.iter().enumerate().filter(|(m, _)| *m != n).map(|(_, other)| other) {
-            assert_eq!(tokens.check(&other.sign(None), &[]), Err(UNKNOWN_KEY), "{:?} for {:?}", other.1, pair.1);
+            assert_eq!(
+                tokens.check(&by(other, None), &[]),
+                Err(UNKNOWN_KEY),
+                "{:?} for {:?}",
+                other.algorithm,
+                pair.algorithm
+            );
         }
     }
 }
@@ -144,14 +118,14 @@ fn a_key_of_a_file_verifies_by_its_own_algorithm_and_by_no_other() {
 #[test]
 fn a_public_key_is_no_secret() {
     for pair in PUBLIC.map(Pair::new) {
-        let (pem, der) = (pair.0.public_key_pem(), rcgen::PublicKeyData::subject_public_key_info(&pair.0));
+        let (pem, der) = (pair.public_pem(), rcgen::PublicKeyData::subject_public_key_info(&pair.keys));
         let fetched = set(&[pair.jwk(Some("k"))]);
-        for secret in [pem.as_bytes(), pem.trim_end().as_bytes(), &der, pair.0.public_key_raw()] {
+        for secret in [pem.as_bytes(), pem.trim_end().as_bytes(), &der, pair.keys.public_key_raw()] {
             for kid in [None, Some("k")] {
                 let header = Header { kid: kid.map(Into::into), ..Header::new(Algorithm::HS256) };
                 let forged = encode(&header, &good_claims(), &EncodingKey::from_secret(secret)).unwrap();
-                assert!(pair.tokens(&["s"]).check(&forged, &fetched).is_err(), "{:?}", pair.1);
-                assert!(pair.tokens(&[]).check(&forged, &fetched).is_err(), "{:?}", pair.1);
+                assert!(with_key_of(&pair, &["s"]).check(&forged, &fetched).is_err(), "{:?}", pair.algorithm);
+                assert!(with_key_of(&pair, &[]).check(&forged, &fetched).is_err(), "{:?}", pair.algorithm);
             }
         }
     }
@@ -160,18 +134,18 @@ fn a_public_key_is_no_secret() {
 #[test]
 fn a_key_of_a_set_is_found_by_its_name_or_tried_without_one() {
     for pair in PUBLIC.map(Pair::new) {
-        let (other, bare) = (Pair::new(pair.1), tokens(&[], None));
+        let (other, bare) = (Pair::new(pair.algorithm), tokens(&[], None));
         let fetched = set(&[other.jwk(Some("other")), pair.jwk(Some("own"))]);
-        assert!(bare.check(&pair.sign(Some("own")), &fetched).is_ok(), "{:?}", pair.1);
-        assert!(bare.check(&pair.sign(None), &fetched).is_ok(), "{:?}", pair.1);
-        assert!(bare.check(&pair.sign(Some("own")), &set(&[pair.jwk(None)])).is_ok(), "{:?}", pair.1);
-        assert_eq!(bare.check(&pair.sign(Some("other")), &fetched), Err(BAD_SIGNATURE), "{:?}", pair.1);
-        assert_eq!(bare.check(&pair.sign(Some("new")), &fetched), Err(UNKNOWN_KEY), "{:?}", pair.1);
-        assert_eq!(bare.check(&pair.sign(Some("own")), &[]), Err(UNKNOWN_KEY), "{:?}", pair.1);
+        assert!(bare.check(&by(&pair, Some("own")), &fetched).is_ok(), "{:?}", pair.algorithm);
+        assert!(bare.check(&by(&pair, None), &fetched).is_ok(), "{:?}", pair.algorithm);
+        assert!(bare.check(&by(&pair, Some("own")), &set(&[pair.jwk(None)])).is_ok(), "{:?}", pair.algorithm);
+        assert_eq!(bare.check(&by(&pair, Some("other")), &fetched), Err(BAD_SIGNATURE), "{:?}", pair.algorithm);
+        assert_eq!(bare.check(&by(&pair, Some("new")), &fetched), Err(UNKNOWN_KEY), "{:?}", pair.algorithm);
+        assert_eq!(bare.check(&by(&pair, Some("own")), &[]), Err(UNKNOWN_KEY), "{:?}", pair.algorithm);
     }
     // A name that is known for another algorithm is no reason to look for more keys.
     let (rsa, ec) = (Pair::new(Algorithm::RS256), Pair::new(Algorithm::ES256));
-    assert_eq!(tokens(&[], None).check(&rsa.sign(Some("k")), &set(&[ec.jwk(Some("k"))])), Err(WRONG_ALGORITHM));
+    assert_eq!(tokens(&[], None).check(&by(&rsa, Some("k")), &set(&[ec.jwk(Some("k"))])), Err(WRONG_ALGORITHM));
 }
 
 #[test]
@@ -211,7 +185,7 @@ fn of_a_set_only_keys_for_verifying_by_our_algorithms_are_taken() {
 
 #[test]
 fn a_file_without_a_public_key_is_refused_and_its_text_never_told() {
-    let ec = Pair::new(Algorithm::ES256).0;
+    let ec = Pair::new(Algorithm::ES256).keys;
     let small = "-----BEGIN PUBLIC KEY-----\nMFwwDQYJKoZIhvcNAQEBBQADSwAwSAJBAKj34GkxFhD90vcNLYLInFEX6Ppy1tPf\n9Cnzj4p4WGeKLs1Pt8QuKUpRKfFLfRYC9AIKjbJTWit+CqvjWYzvQwECAwEAAQ==\n-----END PUBLIC KEY-----\n";
     let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().public_key_pem();
     for (pem, problem) in [
@@ -225,7 +199,7 @@ fn a_file_without_a_public_key_is_refused_and_its_text_never_told() {
         let told = of_pem(&pem, &[]).err().unwrap().to_string();
         assert!(told.contains(problem) && !told.contains("hunter2"), "{told}");
     }
-    let both = format!("{}\n{}", ec.public_key_pem(), Pair::new(Algorithm::RS256).0.public_key_pem());
+    let both = format!("{}\n{}", ec.public_key_pem(), Pair::new(Algorithm::RS256).public_pem());
     assert_eq!(of_pem(&both, &[]).unwrap().keys.len(), 2, "several in one file");
     let absent = Auth { device_public_keys: vec!["/no/such/file".into()], ..auth(&[], None) };
     assert!(Tokens::new(&absent).err().unwrap().to_string().contains("/no/such/file"));
@@ -234,14 +208,14 @@ fn a_file_without_a_public_key_is_refused_and_its_text_never_told() {
 #[test]
 fn a_key_is_told_from_others_by_its_id() {
     let pair = Pair::new(Algorithm::ES256);
-    let by_file = pair.tokens(&["s"]);
-    let by_token = by_file.check(&pair.sign(None), &[]).unwrap().key;
+    let by_file = with_key_of(&pair, &["s"]);
+    let by_token = by_file.check(&by(&pair, None), &[]).unwrap().key;
     let by_secret = by_file.check(&signed(&good_claims(), "s"), &[]).unwrap().key;
     assert_ne!(by_token, by_secret);
     assert!(by_file.has_key(by_token, &[]) && by_file.has_key(by_secret, &[]));
     let (left, fetched) = (tokens(&["s"], None), set(&[pair.jwk(Some("k"))]));
     assert!(!left.has_key(by_token, &[]) && left.has_key(by_secret, &[]));
-    let by_set = left.check(&pair.sign(Some("k")), &fetched).unwrap().key;
+    let by_set = left.check(&by(&pair, Some("k")), &fetched).unwrap().key;
     assert!(left.has_key(by_set, &fetched) && !left.has_key(by_set, &[]));
 }
 

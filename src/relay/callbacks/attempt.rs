@@ -6,6 +6,7 @@ use crate::domain::callback::Callback;
 use crate::domain::time::Timestamp;
 use crate::ports::{CallbackContent, Store, StoreError};
 use crate::webhook::client::{Posted, Webhook};
+use parking_lot::RwLock;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +19,15 @@ const BATCH_BYTES: usize = 1024 * 1024;
 pub struct Courier {
     /// Where the content is.
     pub store: Arc<dyn Store>,
-    /// Where it goes.
-    pub webhook: Webhook,
+    /// Where it goes; may be replaced while serving.
+    pub webhook: RwLock<Arc<Webhook>>,
     /// Events are batches, of one message too, so that a receiver has one form to read.
     pub batches: bool,
 }
 
 impl fmt::Debug for Courier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Courier").field("webhook", &self.webhook).finish_non_exhaustive()
+        f.debug_struct("Courier").field("webhook", &self.webhook.read()).finish_non_exhaustive()
     }
 }
 
@@ -66,7 +67,8 @@ impl Courier {
         let (mut delivery, words) = sort(rows, &contents, self.batches);
         if let Some(event) = self.event(&words) {
             let begun = Instant::now();
-            let posted = self.webhook.post(&event.id, event.body).await;
+            let webhook = Arc::clone(&self.webhook.read());
+            let posted = webhook.post(&event.id, event.body).await;
             delivery.posted = Some((posted, begun.elapsed()));
         }
         Ok(delivery)

@@ -2,12 +2,16 @@
 
 pub mod device;
 pub mod http;
+pub mod jwks;
 pub mod node;
+pub mod pair;
 pub mod receiver;
 
 pub use device::{Device, Event, StreamRequest};
 pub use http::{Answer, Request};
+pub use jwks::JwksServer;
 pub use node::{Node, Setup};
+pub use pair::{PUBLIC, Pair};
 pub use receiver::Receiver;
 pub use serde_json::{Value, json};
 
