@@ -10,15 +10,13 @@ use crate::backend::memory::MemoryPlane;
 use crate::backend::sqlite::{Options, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
-use crate::http::{self, Admin, Doors, Front, Keys};
+use crate::http::{self, Admin, Certificate, Doors, Front, Keys};
 use crate::ports::{Ephemeral, Store};
 use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
 use crate::tasks::Tasks;
-use actix_http::HttpService;
-use actix_service::map_config;
-use actix_web::dev::{AppConfig, Server, ServerHandle};
+use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App as Actix, HttpServer};
 use anyhow::Context;
@@ -31,13 +29,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// A small write buffer makes the server take one frame at a time from a stream, so "taken" means "written, but for one frame".
-const WRITE_BUFFER: usize = 512;
-/// Headers have so long to arrive.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Beside streams, so many connections of backends are taken.
 const API_CONNECTIONS: usize = 10_000;
 
@@ -115,7 +109,18 @@ impl App {
                 () = fresh.keep_fresh(&of_relay) => {}
             }
         });
-        let (api, address) = api_server(config, &relay, &keys)?;
+        let certificate = Certificate::load(&config.server.tls).context("server.tls")?;
+        let tls = certificate.as_ref().map(Certificate::acceptor).transpose().context("server.tls")?;
+        if let Some(certificate) = certificate {
+            let drain = tasks.drain.clone();
+            tasks.spawn_essential("certificate", async move {
+                tokio::select! {
+                    () = drain.cancelled() => {}
+                    () = certificate.keep_fresh() => {}
+                }
+            });
+        }
+        let (api, address) = api_server(config, &relay, &keys, tls)?;
         let live = Live { relay: relay.clone(), keys, callbacks };
         let admin = Admin { registry: Arc::new(Mutex::new(registry)) };
         let admin = config.server.admin_listen.map(|at| admin_server(at, &config.stream, &relay, admin)).transpose()?;
@@ -202,7 +207,12 @@ async fn obey_signals(signals: [io::Result<Signal>; 2], stop: &CancellationToken
     std::future::pending().await
 }
 
-fn api_server(config: &Config, relay: &Relay, keys: &Data<Keys>) -> anyhow::Result<(Server, SocketAddr)> {
+fn api_server(
+    config: &Config,
+    relay: &Relay,
+    keys: &Data<Keys>,
+    tls: Option<TlsAcceptor>,
+) -> anyhow::Result<(Server, SocketAddr)> {
     let listen = config.server.listen;
     let listener = http::listener(listen, &config.stream).with_context(|| format!("can't listen on {listen}"))?;
     let address = listener.local_addr()?;
@@ -214,25 +224,12 @@ fn api_server(config: &Config, relay: &Relay, keys: &Data<Keys>) -> anyhow::Resu
         examples: config.auth.self_made && address.ip().is_loopback(),
     };
     let workers = config.server.workers;
-    let http = move || {
-        let app = map_config(http::routes(doors.clone()), |()| AppConfig::default());
-        let http = HttpService::build()
-            .keep_alive(KEEP_ALIVE)
-            .client_request_timeout(HEADERS_TIMEOUT)
-            // A closed tab is offline at once, not two heartbeats later. The price: a client that shuts its sending side is closed too.
-            .h1_allow_half_closed(false)
-            .h1_write_buffer_size(WRITE_BUFFER)
-            .on_connect_ext(http::note_connection)
-            .finish(app)
-            .tcp_auto_h2c();
-        Front::new(http, doors.clone())
-    };
     let server = Server::build()
         .workers(workers)
         .max_concurrent_connections((config.stream.max + API_CONNECTIONS).div_ceil(workers))
         .disable_signals()
         .shutdown_timeout(1)
-        .listen("api", listener, http)?;
+        .listen("api", listener, move || Front::new(doors.clone(), tls.clone()))?;
     Ok((server.run(), address))
 }
 

@@ -8,6 +8,7 @@ mod connection;
 mod devices;
 mod examples;
 mod front;
+mod h2;
 mod messages;
 mod openapi;
 mod ops;
@@ -17,14 +18,16 @@ mod problem;
 mod routes;
 mod schema;
 mod stream;
+mod tls;
 mod tokens;
 
 pub use auth::{Accepted, Keys, KeysError};
-pub use connection::{listener, note_connection};
+pub use connection::listener;
 pub use front::Front;
 pub use openapi::openapi_json;
 pub use ops::Admin;
-pub use routes::{Doors, admin_routes, routes};
+pub use routes::{Doors, admin_routes};
+pub use tls::{Certificate, TlsError};
 
 /// What the fuzz targets in `fuzz/` need of the doors, whose parsers are nobody else's business.
 #[doc(hidden)]

@@ -22,7 +22,6 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use utoipa::IntoParams;
 
 /// The query of a stream.
@@ -76,7 +75,6 @@ pub(super) struct Asked<'a> {
     pub(super) authorization: Option<&'a [u8]>,
     pub(super) last_event_id: Option<&'a [u8]>,
     pub(super) socket: Option<Arc<Socket>>,
-    pub(super) closed: Option<WaitForCancellationFutureOwned>,
 }
 
 /// What a device gets that may have a stream.
@@ -101,7 +99,6 @@ pub(super) async fn open(asked: Asked<'_>, keys: &Keys, relay: &Relay) -> Result
         until: device.until,
         key: device.key,
         socket: asked.socket,
-        closed: asked.closed,
     };
     let stream = relay.open_stream(request).await?;
     // The key was removed meanwhile: whoever removed it may have looked before the stream had its seat.
@@ -166,7 +163,6 @@ pub(super) async fn open_stream(
         authorization: header("authorization"),
         last_event_id: header("last-event-id"),
         socket: connection::socket(&request),
-        closed: connection::closed(&request),
     };
     let opened = open(asked, &keys, &relay).await?;
     let mut answer = HttpResponse::Ok();

@@ -11,7 +11,6 @@ use crate::ports::{Acked, Bye, Notice, Page, PageLimit, Position, SeatError, Tic
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// An inbox page has at most so many bytes of payload, however many messages were asked for.
 const INBOX_PAGE_BYTES: usize = 4 << 20;
@@ -45,8 +44,6 @@ pub struct OpenStream {
     pub key: KeyId,
     /// The connection below, if it can be watched.
     pub socket: Option<Arc<Socket>>,
-    /// Ends when the connection below is closed, where the HTTP server doesn't drop the stream by itself.
-    pub closed: Option<WaitForCancellationFutureOwned>,
 }
 
 impl Relay {
@@ -59,7 +56,7 @@ impl Relay {
     /// Seats a device and opens its stream. A stream that the same device has open gets `bye` `replaced`.
     pub async fn open_stream(&self, request: OpenStream) -> Result<Stream, Error> {
         self.check_not_draining()?;
-        let OpenStream { user, device, after, state, until, key, socket, closed } = request;
+        let OpenStream { user, device, after, state, until, key, socket } = request;
         let seat = self.0.hub.open(&user, &device, state, key, socket);
         let seat = seat.map_err(|full| Error::Overloaded(full.to_string()))?;
         self.0.metrics.streams.inc();
@@ -79,7 +76,7 @@ impl Relay {
         self.0.notes.seen(&user, &device, now);
         guard.disarm();
         let end_at = self.end_of_stream(until, now);
-        Ok(Stream::new(self.clone(), seat, start_of(after, position), end_at, closed))
+        Ok(Stream::new(self.clone(), seat, start_of(after, position), end_at))
     }
 
     /// The token's end, or the stream's age at 80 to 100 % of `stream.max_age_s`, whichever comes first.
