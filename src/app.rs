@@ -221,7 +221,7 @@ fn api_server(
         keys: keys.clone(),
         cors_origins: config.server.cors_origins.clone(),
         // Anybody may mint tokens there: only where everybody who gets there may read the credentials anyway.
-        examples: config.auth.self_made && address.ip().is_loopback(),
+        examples: serves_examples(config, address),
     };
     let workers = config.server.workers;
     let server = Server::build()
@@ -231,6 +231,11 @@ fn api_server(
         .shutdown_timeout(1)
         .listen("api", listener, move || Front::new(doors.clone(), tls.clone()))?;
     Ok((server.run(), address))
+}
+
+/// It is for who tries herenow on their own machine. With TLS it isn't: its check of origins knows `http://` and `Host` alone.
+fn serves_examples(config: &Config, address: SocketAddr) -> bool {
+    config.auth.self_made && address.ip().is_loopback() && config.server.tls.cert.is_none()
 }
 
 /// On a thread and a runtime of its own, so that it answers under load.

@@ -58,6 +58,14 @@ pub struct Server {
     pub drain: Duration,
 }
 
+impl Server {
+    /// How what listens at this address is called.
+    pub fn url(&self, address: SocketAddr) -> String {
+        let scheme = if self.tls.cert.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}")
+    }
+}
+
 /// `server.tls.*`: both or neither.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each field is the key of its name")]
