@@ -134,6 +134,7 @@ fn message(from: &UserId, to: UserId, payload: RawJson, now: Timestamp) -> Appen
         expires_at: now.plus(RETENTION),
         push: PushWish::Plain,
         recipients: vec![to],
+        synced: false,
         storage_callback: true,
         push_due: vec![now],
         lease: Leases::default(),

@@ -7,14 +7,18 @@ use reload::Live;
 pub use reload::Start;
 
 use crate::backend::memory::MemoryPlane;
-use crate::backend::sqlite::{Options, SqliteStore};
+use crate::backend::postgres::{self, PostgresStore};
+use crate::backend::redis::RedisPlane;
+use crate::backend::sqlite::{self, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
-use crate::http::{self, Admin, Certificate, Doors, Front, Keys};
+use crate::http::{self, Admin, Certificate, Doors, Front, Keys, RateLimits};
 use crate::ports::{Ephemeral, Store};
+use crate::relay::before_send::BeforeSend;
 use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
+use crate::relay::presence_news::PresenceNews;
 use crate::tasks::Tasks;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
@@ -84,14 +88,18 @@ impl App {
         raise_open_files(config.stream.max);
         let tasks = Tasks::on_this_runtime();
         let mut registry = Registry::with_prefix("herenow");
-        let store = durable_plane(config, &mut registry)?;
-        let plane: Arc<dyn Ephemeral> = Arc::new(MemoryPlane::default());
+        let store = durable_plane(config, &tasks, &mut registry).await?;
+        let plane = ephemeral_plane(config, &tasks, &mut registry).await?;
         let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;
         let relay = Relay::new(Parts {
             node: config.cluster.node.clone(),
             plane: plane.clone(),
             store: store.clone(),
-            callbacks: callbacks.clone(),
+            callbacks,
+            before_send: BeforeSend::new(&config.callbacks, &mut registry)
+                .map_err(|error| anyhow::anyhow!("callbacks.before_send.{error}"))?,
+            presence_news: PresenceNews::start(&config.callbacks, &tasks, &mut registry)
+                .map_err(|error| anyhow::anyhow!("callbacks.presence.{error}"))?,
             limits: config.limits,
             stream: config.stream.clone(),
             retention: config.store.retention,
@@ -99,7 +107,9 @@ impl App {
             tasks: tasks.clone(),
             metrics: Metrics::new(&mut registry),
         });
-        relay.start().await?;
+        relay.start().await.context("this node can't join the others")?;
+        let rates = Arc::new(RateLimits::new(&config.limits));
+        tasks.spawn_essential("rates", rates.clone().forget_idle(tasks.drain.clone()));
         let keys = Data::new(Keys::new(config)?);
         let (fresh, of_relay) = (keys.clone(), relay.clone());
         let drain = tasks.drain.clone();
@@ -120,8 +130,8 @@ impl App {
                 }
             });
         }
-        let (api, address) = api_server(config, &relay, &keys, tls)?;
-        let live = Live { relay: relay.clone(), keys, callbacks };
+        let (api, address) = api_server(config, &relay, &keys, &rates, tls)?;
+        let live = Live { relay: relay.clone(), keys, rates };
         let admin = Admin { registry: Arc::new(Mutex::new(registry)) };
         let admin = config.server.admin_listen.map(|at| admin_server(at, &config.stream, &relay, admin)).transpose()?;
         let drain = config.server.drain;
@@ -153,7 +163,7 @@ impl App {
         tracing::info!("draining");
         tokio::select! {
             () = tasks.halt.cancelled() => tracing::warn!("stopping at once"),
-            () = take_down(&relay, &tasks, &handle, drain) => {}
+            () = take_down(&relay, &*plane, &tasks, &handle, drain) => {}
         }
         tasks.halt.cancel();
         handle.stop(false).await;
@@ -170,21 +180,39 @@ impl App {
     }
 }
 
-fn durable_plane(config: &Config, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
-    let options = Options::new(config.store.retention, config.store.inbox_max);
+async fn ephemeral_plane(
+    config: &Config,
+    tasks: &Tasks,
+    registry: &mut Registry,
+) -> anyhow::Result<Arc<dyn Ephemeral>> {
+    if config.redis.url.is_none() {
+        return Ok(Arc::new(MemoryPlane::default()));
+    }
+    let plane = RedisPlane::open(&config.redis, &config.cluster, tasks, registry).await;
+    Ok(Arc::new(plane.context("Redis can't be used (redis.url)")?))
+}
+
+async fn durable_plane(config: &Config, tasks: &Tasks, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
+    let (retention, inbox_max) = (config.store.retention, config.store.inbox_max);
+    if let Some(url) = &config.store.url {
+        let options = postgres::Options::new(retention, inbox_max);
+        return Ok(PostgresStore::open(url, &options, tasks, registry).await.context("the store can't be opened")?);
+    }
+    let options = sqlite::Options::new(retention, inbox_max);
     Ok(SqliteStore::open(&config.data_dir, &options, registry).context("the store can't be opened")?)
 }
 
 /// What a killed task or a closed connection may take to end.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 
-/// In this order: nothing new; goodbye to the streams; then what is in flight, confirmations and callbacks, is finished.
-async fn take_down(relay: &Relay, tasks: &Tasks, server: &ServerHandle, time: Duration) {
+/// In this order: nothing new; goodbye to the streams; what is in flight is answered, and other nodes are left; then callbacks are finished.
+async fn take_down(relay: &Relay, plane: &dyn Ephemeral, tasks: &Tasks, server: &ServerHandle, time: Duration) {
     relay.refuse_new();
     tasks.drain.cancel();
     relay.end_streams(time).await;
     server.stop(true).await;
     relay.flush_notes().await;
+    plane.leave(relay.node()).await;
     if timeout(time, tasks.finished()).await.is_err() {
         tracing::warn!("some callbacks were still in flight and will be repeated at the next start");
     }
@@ -211,6 +239,7 @@ fn api_server(
     config: &Config,
     relay: &Relay,
     keys: &Data<Keys>,
+    rates: &Arc<RateLimits>,
     tls: Option<TlsAcceptor>,
 ) -> anyhow::Result<(Server, SocketAddr)> {
     let listen = config.server.listen;
@@ -219,6 +248,7 @@ fn api_server(
     let doors = Doors {
         relay: Data::new(relay.clone()),
         keys: keys.clone(),
+        rates: Data::from(rates.clone()),
         cors_origins: config.server.cors_origins.clone(),
         // Anybody may mint tokens there: only where everybody who gets there may read the credentials anyway.
         examples: serves_examples(config, address),

@@ -116,6 +116,8 @@ impl Credentials {
         auth.self_made = key_made && secret_made;
         fill_empty(&mut config.callbacks.storage.secrets, &self.callback_secret);
         fill_empty(&mut config.callbacks.push.secrets, &self.callback_secret);
+        fill_empty(&mut config.callbacks.presence.secrets, &self.callback_secret);
+        fill_empty(&mut config.callbacks.before_send.secrets, &self.callback_secret);
     }
 
     fn checked(written: Written) -> Option<Self> {

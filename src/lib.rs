@@ -14,6 +14,10 @@ pub mod http;
 pub mod logging;
 pub mod ports;
 pub mod relay;
+#[cfg(test)]
+#[path = "../tests/servers/mod.rs"]
+#[expect(dead_code, reason = "the library's tests and those of `tests/it` need a part each")]
+mod servers;
 pub mod tasks;
 pub mod token;
 pub mod webhook;

@@ -5,7 +5,7 @@
 
 use crate::domain::callback::{Callback, CallbackState, Endpoint, LastError, Settlement};
 use crate::domain::message::{Cursor, Message, PushWish};
-use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, UserId};
+use crate::domain::seat::{DeviceId, DeviceState, GroupId, NodeId, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,7 +36,7 @@ pub enum SeatError {
 }
 
 /// Why an offer has no verdict. This is the fallthrough rule in the type system.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OfferError {
     /// Certainly not taken, now or later: the next seat may be tried.
     #[error("certainly not taken")]
@@ -46,16 +46,40 @@ pub enum OfferError {
     Unknown,
 }
 
+/// The result of registering a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seated {
+    /// The seat of the same device that it replaces.
+    pub replaced: Option<SeatInfo>,
+    /// The user was not said to be here before, and is from now on: the presence version to tell that with.
+    pub arrival: Option<u64>,
+}
+
+/// The result of withdrawing a seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unseated {
+    /// It wasn't there.
+    Absent,
+    /// The user has others.
+    One,
+    /// It was the user's last; the presence version since then.
+    Last(u64),
+}
+
 /// Who is online where, idempotency of online-only sends, and stream tickets. All of it may vanish with the plane.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// Registers an open stream and returns the seat of the same device that it replaces, if any.
+    /// Registers an open stream.
     ///
     /// A `max_devices`-th+1 device of a user is refused; a replacement never is.
-    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError>;
+    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Seated, SeatError>;
 
-    /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor. False if it wasn't there.
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<bool, Away>;
+    /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor.
+    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away>;
+
+    /// Takes the news that a user has gone, to be told to the operator: true if the user was said to be here, has no seat, and nothing has
+    /// changed since `version`. Of all who ask, on whichever node, one gets it. From then on the next seat is an arrival again.
+    async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away>;
 
     /// Notes activity of a device, and its new state if there is one. The seat as it is now; `None` if the device has none.
     async fn touch(
@@ -179,6 +203,8 @@ pub struct RemoteOffer {
 pub enum Notice {
     /// These users have new persisted messages: read the store.
     Stored(Vec<UserId>),
+    /// This message is gone from these users' inboxes.
+    Recalled(Uuid, Vec<UserId>),
     /// End this stream: it was replaced or kicked.
     Close(SeatInfo, Bye),
     /// A device was active, or said that it is looked at or not, through another node: its seat as the directory now has it.
@@ -207,6 +233,28 @@ impl Bye {
             Self::Draining => "draining",
             Self::Rotate => "rotate",
             Self::Unauthorized => "unauthorized",
+        }
+    }
+}
+
+/// Why a user is not here any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// The last stream has ended.
+    Closed,
+    /// The last device was sent away by the operator.
+    Kicked,
+    /// The node that held the last stream has died.
+    LeaseExpired,
+}
+
+impl Departure {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Kicked => "kicked",
+            Self::LeaseExpired => "lease_expired",
         }
     }
 }
@@ -265,6 +313,8 @@ pub trait NodeDoor: Send + Sync + 'static {
     fn seats(&self) -> Vec<SeatInfo>;
     /// Whether this very seat is still held.
     fn holds(&self, seat: &SeatInfo) -> bool;
+    /// The plane has withdrawn a user's last seat, whose node died or could not do it in time: this node sees to what follows.
+    fn departed(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure);
     /// The plane is reachable again after it was not: notices may have been lost meanwhile.
     fn resumed(&self);
 }
@@ -298,9 +348,11 @@ pub struct Append {
     pub push: PushWish,
     /// Users without duplicates.
     pub recipients: Vec<UserId>,
+    /// The sender is the last of the recipients, only to have it in its own inbox too: there it shows to whom it was sent.
+    pub synced: bool,
     /// A storage callback is to be made.
     pub storage_callback: bool,
-    /// For each recipient, in order, when its push is due; empty: no push callbacks are to be made.
+    /// When each recipient's push is due, in their order; those beyond its end get none.
     pub push_due: Vec<Timestamp>,
     /// Lease the new callbacks to the caller, per endpoint, for handing them to a dispatcher at once.
     pub lease: Leases,
@@ -358,6 +410,50 @@ pub struct InboxEntry {
     pub cursor: Cursor,
     /// What stands there.
     pub message: Message,
+    /// In the sender's own inbox by [`Append::synced`]: to whom it was sent. Elsewhere empty.
+    pub to: Vec<UserId>,
+}
+
+/// What a recall has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    /// Whose inboxes it was in.
+    pub recipients: Vec<UserId>,
+    /// The callback, if it was leased to the caller.
+    pub callback: Option<Callback>,
+}
+
+/// A change of a group's members.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "two lists, without duplicates and without common members")]
+pub struct MemberChange {
+    pub add: Vec<UserId>,
+    pub remove: Vec<UserId>,
+}
+
+/// The result of changing a group's members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Done.
+    Done {
+        /// Who were no members before.
+        added: usize,
+        /// Who were.
+        removed: usize,
+        /// How many there are now.
+        members: usize,
+    },
+    /// There would be more members than may be: nothing was changed.
+    TooMany,
+}
+
+/// A group that has members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupState {
+    /// Another one after every change, also when the group was gone meanwhile.
+    pub version: u64,
+    /// How many.
+    pub members: usize,
 }
 
 /// A part of an inbox.
@@ -445,6 +541,8 @@ pub struct MessageStatus {
     pub message: Message,
     /// Kept until then.
     pub expires_at: Timestamp,
+    /// See [`Append::synced`].
+    pub synced: bool,
     /// Per recipient.
     pub recipients: Vec<RecipientStatus>,
     /// Its storage callback.
@@ -460,9 +558,13 @@ pub enum CallbackContent {
         message: Message,
         /// Kept until then.
         expires_at: Timestamp,
+        /// See [`Append::synced`].
+        synced: bool,
         /// Its place in each inbox.
         recipients: Vec<(UserId, Cursor)>,
     },
+    /// `message.recalled`.
+    Recalled,
     /// `message.push`.
     Push {
         /// The message.
@@ -529,6 +631,29 @@ pub trait Store: Send + Sync + 'static {
 
     /// A persisted message and how it fares; `None` if it never was, was recalled or has expired.
     async fn message(&self, id: Uuid, now: Timestamp) -> Result<Option<MessageStatus>, StoreError>;
+
+    /// Takes a message out of every inbox (CONTRACT.md 7): its numbers become holes. With `callback`, a storage callback about it is made, and
+    /// with `lease` that is leased to the caller. `None` if there is no such message, or not any more. A storage callback about the message
+    /// itself that is still pending keeps the message, for that callback alone.
+    async fn recall(
+        &self,
+        id: Uuid,
+        callback: bool,
+        lease: bool,
+        now: Timestamp,
+    ) -> Result<Option<Recalled>, StoreError>;
+
+    /// Changes a group's members, all or nothing. A group exists while it has members; it may have `max`.
+    async fn change_members(&self, group: &GroupId, change: MemberChange, max: usize) -> Result<Changed, StoreError>;
+
+    /// Removes all members. False if there were none.
+    async fn delete_group(&self, group: &GroupId) -> Result<bool, StoreError>;
+
+    /// A group, if it has members.
+    async fn group(&self, group: &GroupId) -> Result<Option<GroupState>, StoreError>;
+
+    /// At most so many of a group's members, in the order of their names' bytes, after this one.
+    async fn members(&self, group: &GroupId, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, StoreError>;
 
     /// The hash that an idempotency key was used with, if it was.
     async fn peek_key(&self, key: &str, now: Timestamp) -> Result<Option<BodyHash>, StoreError>;

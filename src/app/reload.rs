@@ -1,11 +1,13 @@
 //! SIGHUP: the configuration is read anew, and what of it can take effect now, does; all or nothing of it.
 
 use crate::config::{ConfigErrors, Loaded, Reload};
-use crate::http::Keys;
+use crate::http::{Keys, RateLimits};
 use crate::logging::Level;
-use crate::relay::callbacks::Callbacks;
 use crate::relay::handle::Relay;
+use crate::webhook::client::Webhook;
+use crate::webhook::guard::Guard;
 use actix_web::web::Data;
+use anyhow::anyhow;
 use std::io;
 use std::sync::Arc;
 use tokio::signal::unix::Signal;
@@ -27,7 +29,7 @@ pub struct Start {
 pub(super) struct Live {
     pub(super) relay: Relay,
     pub(super) keys: Data<Keys>,
-    pub(super) callbacks: Arc<Callbacks>,
+    pub(super) rates: Arc<RateLimits>,
 }
 
 impl Start {
@@ -52,10 +54,16 @@ impl Start {
 
     /// First all that can fail, then all that can't.
     async fn reload(&self, in_force: &Loaded, live: &Live) -> anyhow::Result<Loaded> {
-        let Live { relay, keys, callbacks } = live;
+        let Live { relay, keys, rates } = live;
         let Reload { effective, mut changed, at_restart } = in_force.reload(&(self.read)()?)?;
         let accepted = keys.prepare(&effective.config).await?;
-        let webhooks = callbacks.prepare(&effective.config.callbacks)?;
+        let guard = Guard::of(&effective.config.callbacks);
+        let mut webhooks = vec![];
+        for (section, webhook, outlet) in relay.webhooks(&effective.config.callbacks) {
+            let Some(url) = outlet.url.clone() else { continue };
+            let moved = Webhook::new(url, outlet, guard.clone()).map_err(|error| anyhow!("{section}.{error}"))?;
+            webhooks.push((webhook, moved));
+        }
         // The same files may hold other keys.
         let public_keys = "auth.device_public_keys";
         let has_secrets_of_old = !changed.contains(&"auth.device_secrets") && !changed.contains(&public_keys);
@@ -63,8 +71,11 @@ impl Start {
             changed.push(public_keys);
         }
         keys.replace(accepted, relay);
-        callbacks.replace(webhooks);
+        for (webhook, moved) in webhooks {
+            webhook.replace(moved);
+        }
         relay.set_limits(effective.config.limits);
+        rates.set(&effective.config.limits);
         self.level.set(&effective.config.log.level);
         for warning in &effective.warnings {
             tracing::warn!("{warning}");

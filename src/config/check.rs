@@ -82,6 +82,8 @@ fn urls(config: &Config) -> impl Iterator<Item = (&'static str, Option<&Url>)> {
         ("auth.jwks_url", config.auth.jwks_url.as_ref()),
         ("callbacks.storage.url", config.callbacks.storage.url.as_ref()),
         ("callbacks.push.url", config.callbacks.push.url.as_ref()),
+        ("callbacks.presence.url", config.callbacks.presence.url.as_ref()),
+        ("callbacks.before_send.url", config.callbacks.before_send.url.as_ref()),
     ]
     .into_iter()
 }

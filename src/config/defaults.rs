@@ -1,8 +1,8 @@
 //! What is in force where nothing is configured. The table of keys reads the defaults from here, so they stand in one place.
 
 use super::sections::{
-    Auth, Callbacks, Cluster, Config, Limits, Log, LogFormat, Outlet, Redis, RedisMode, Secret, Server, Store, Stream,
-    Tls,
+    Auth, Callbacks, Cluster, Config, Limits, Log, LogFormat, OnFailure, Outlet, Redis, RedisMode, Secret, Server,
+    Store, Stream, Tls,
 };
 use crate::domain::seat::NodeId;
 use ipnet::IpNet;
@@ -80,18 +80,26 @@ fn limits() -> Limits {
         payload_bytes: 64 << 10,
         answer_wait: Duration::from_secs(1),
         seat_patience: Duration::from_millis(250),
+        sends_per_s: None,
+        sends_per_s_per_from: None,
+        group_members: 100_000,
         idempotency_window: 24 * HOUR,
     }
 }
 
 fn callbacks() -> Callbacks {
-    let outlet =
-        || Outlet { url: None, secrets: Vec::<Secret>::new(), timeout: Duration::from_secs(15), concurrency: 16 };
+    let outlet = |timeout| Outlet { url: None, secrets: Vec::<Secret>::new(), timeout, concurrency: 16 };
+    let patient = Duration::from_secs(15);
     Callbacks {
-        storage: outlet(),
+        storage: outlet(patient),
         storage_batch_max: 1,
-        push: outlet(),
+        push: outlet(patient),
         push_grace: Duration::from_secs(5),
+        presence: outlet(patient),
+        presence_debounce: Duration::from_secs(3),
+        // A sender waits for it.
+        before_send: outlet(Duration::from_millis(500)),
+        before_send_on_failure: OnFailure::Allow,
         // Where machines find their own cloud's credentials: never a callback's receiver.
         deny_networks: vec![
             IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),

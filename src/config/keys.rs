@@ -4,7 +4,8 @@ use super::reload::Takes::{self, Reload, ReloadWhile};
 use super::sections::Config;
 use super::slot::Slot::{
     self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
-    Origins, Path, PathOrNone, Paths, Prefix, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
+    OnFailure, Origins, Path, PathOrNone, Paths, Prefix, RateOrOff, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone,
+    UrlOrNone,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -228,6 +229,21 @@ pub static KEYS: &[Key] = &[
         "How long an online-only message waits in a slow device's queue before another device is tried.",
     ).takes(Reload),
     Key::new(
+        "limits.sends_per_s",
+        RateOrOff(|c| &mut c.limits.sends_per_s),
+        "How many messages per second one API key may send through this node, after as many at once.",
+    ).takes(Reload),
+    Key::new(
+        "limits.sends_per_s_per_from",
+        RateOrOff(|c| &mut c.limits.sends_per_s_per_from),
+        "The same for each sender that `from` names.",
+    ).takes(Reload),
+    Key::new(
+        "limits.group_members",
+        Count(1..=1_000_000, |c| &mut c.limits.group_members),
+        "How many members a group may have.",
+    ).takes(Reload),
+    Key::new(
         "limits.idempotency_window_s",
         Seconds(1..=604_800, |c| &mut c.limits.idempotency_window),
         "How long an `Idempotency-Key` of a persisted send is remembered.",
@@ -257,6 +273,42 @@ pub static KEYS: &[Key] = &[
         "How long a recipient's online devices have to take a message before it is pushed.",
     ),
     Key::new(
+        "callbacks.presence.url",
+        UrlOrNone(|c| &mut c.callbacks.presence.url),
+        "Is told when a user's first device comes and when the last one has been gone for a while. Best effort: the highest `version` wins.",
+    ).takes(ReloadWhile("callbacks.presence.url")),
+    Key::new("callbacks.presence.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.presence.secrets), SIGNS).takes(ReloadWhile("callbacks.presence.url"))
+        .by_default(MADE),
+    Key::new("callbacks.presence.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.presence.timeout), TIMEOUT).takes(ReloadWhile("callbacks.presence.url")),
+    Key::new("callbacks.presence.concurrency", Count(1..=1_024, |c| &mut c.callbacks.presence.concurrency), AT_ONCE),
+    Key::new(
+        "callbacks.presence.debounce_ms",
+        Millis(0..=3_600_000, |c| &mut c.callbacks.presence_debounce),
+        "For how long a user's last device must have been gone.",
+    ),
+    Key::new(
+        "callbacks.before_send.url",
+        UrlOrNone(|c| &mut c.callbacks.before_send.url),
+        "Is asked before every send, online-only ones too, whether it may go: allow, reject or replace the payload.",
+    ).takes(ReloadWhile("callbacks.before_send.url")),
+    Key::new("callbacks.before_send.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.before_send.secrets), SIGNS).takes(ReloadWhile("callbacks.before_send.url"))
+        .by_default(MADE),
+    Key::new(
+        "callbacks.before_send.timeout_ms",
+        Millis(1..=30_000, |c| &mut c.callbacks.before_send.timeout),
+        "A send waits so long for the answer, and no longer.",
+    ),
+    Key::new(
+        "callbacks.before_send.concurrency",
+        Count(1..=1_024, |c| &mut c.callbacks.before_send.concurrency),
+        "How many of these questions run at once. More wait, within `timeout_ms`.",
+    ),
+    Key::new(
+        "callbacks.before_send.on_failure",
+        OnFailure(|c| &mut c.callbacks.before_send_on_failure),
+        "What becomes of a send when the question has no answer.",
+    ),
+    Key::new(
         "callbacks.deny_networks",
         Networks(|c| &mut c.callbacks.deny_networks),
         "No callback goes to an address in these.",
@@ -275,22 +327,7 @@ const TIMEOUT: &str = "Within this time the whole answer must be there.";
 const AT_ONCE: &str = "How many of these callbacks run at once.";
 
 /// Keys of the contract that this version has not: given, they are refused by name, so that nobody believes that they work.
-pub(super) static NOT_YET: &[&str] = &[
-    "limits.sends_per_s",
-    "limits.sends_per_s_per_from",
-    "limits.group_members",
-    "callbacks.presence.url",
-    "callbacks.presence.secrets",
-    "callbacks.presence.timeout_ms",
-    "callbacks.presence.concurrency",
-    "callbacks.presence.debounce_ms",
-    "callbacks.before_send.url",
-    "callbacks.before_send.secrets",
-    "callbacks.before_send.timeout_ms",
-    "callbacks.before_send.concurrency",
-    "callbacks.before_send.on_failure",
-    "otel.endpoint",
-];
+pub(super) static NOT_YET: &[&str] = &["otel.endpoint"];
 
 fn not_empty(secret: &str) -> Result<(), &'static str> {
     if secret.is_empty() { Err("is empty") } else { Ok(()) }

@@ -4,6 +4,7 @@ use crate::domain::seat::NodeId;
 use ipnet::IpNet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -151,6 +152,11 @@ pub struct Limits {
     pub payload_bytes: usize,
     pub answer_wait: Duration,
     pub seat_patience: Duration,
+    /// `None`: no limit.
+    pub sends_per_s: Option<NonZeroU32>,
+    /// `None`: no limit.
+    pub sends_per_s_per_from: Option<NonZeroU32>,
+    pub group_members: usize,
     pub idempotency_window: Duration,
 }
 
@@ -162,11 +168,23 @@ pub struct Callbacks {
     pub storage_batch_max: usize,
     pub push: Outlet,
     pub push_grace: Duration,
+    pub presence: Outlet,
+    pub presence_debounce: Duration,
+    pub before_send: Outlet,
+    pub before_send_on_failure: OnFailure,
     pub deny_networks: Vec<IpNet>,
     pub public_only: bool,
 }
 
-/// `callbacks.storage.*`, `callbacks.push.*`: one endpoint of the operator.
+/// `callbacks.before_send.on_failure`
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "said by the names")]
+pub enum OnFailure {
+    Allow,
+    Reject,
+}
+
+/// `callbacks.storage.*`, `callbacks.push.*`, `callbacks.before_send.*`: one endpoint of the operator.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each field is the key of its name")]
 pub struct Outlet {

@@ -2,12 +2,13 @@
 
 use super::given::Given;
 use super::levels::level_rules;
-use super::sections::{Config, LogFormat, RedisMode, Secret};
+use super::sections::{Config, LogFormat, OnFailure, RedisMode, Secret};
 use crate::domain::seat::NodeId;
 use ipnet::IpNet;
 use reqwest::Url;
 use std::fmt::{Debug, Display};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +34,9 @@ pub(super) enum Slot {
     /// 0 is off.
     SecondsOrOff(Bounds, Field<Option<Duration>>),
     Millis(Bounds, Field<Duration>),
+    /// Per second; 0 is off.
+    RateOrOff(Field<Option<NonZeroU32>>),
+    OnFailure(Field<OnFailure>),
     Switch(Field<bool>),
     Node(Field<NodeId>),
     TextOrNone(Field<Option<String>>),
@@ -63,6 +67,8 @@ macro_rules! with_field {
             Self::Count64(_, $field) => $do,
             Self::Seconds(_, $field) | Self::Millis(_, $field) => $do,
             Self::SecondsOrOff(_, $field) => $do,
+            Self::RateOrOff($field) => $do,
+            Self::OnFailure($field) => $do,
             Self::Switch($field) => $do,
             Self::Node($field) => $do,
             Self::TextOrNone($field) => $do,
@@ -109,6 +115,10 @@ impl Slot {
                 *field(config) = (seconds > 0).then_some(Duration::from_secs(seconds));
             }
             Self::Millis(bounds, field) => *field(config) = Duration::from_millis(given.number(bounds)?),
+            Self::RateOrOff(field) => {
+                *field(config) = u32::try_from(given.number(&RATES)?).ok().and_then(NonZeroU32::new);
+            }
+            Self::OnFailure(field) => *field(config) = word(&given.text()?, &ON_FAILURE)?,
             Self::Switch(field) => *field(config) = given.switch()?,
             Self::Node(field) => *field(config) = NodeId::parse(&given.text()?).map_err(|e| e.to_string())?,
             Self::TextOrNone(field) => *field(config) = unless_empty(given, |text| Ok(text.to_owned()))?,
@@ -116,14 +126,14 @@ impl Slot {
             Self::AnyUrlOrNone(schemes, field) => {
                 *field(config) = unless_empty(given, |text| url_of_scheme(text, schemes))?;
             }
-            Self::Mode(field) => *field(config) = mode(&given.text()?)?,
+            Self::Mode(field) => *field(config) = word(&given.text()?, &MODES)?,
             Self::Nodes(field) => *field(config) = each(given, node_address)?,
             Self::Prefix(field) => *field(config) = prefix(&given.text()?)?,
             Self::Origins(field) => *field(config) = each(given, origin)?,
             Self::Networks(field) => *field(config) = each(given, network)?,
             Self::Secrets(rule, field) => *field(config) = secrets(given, *rule)?,
             Self::Level(field) => *field(config) = level(given.text()?)?,
-            Self::Format(field) => *field(config) = format_word(&given.text()?)?,
+            Self::Format(field) => *field(config) = word(&given.text()?, &FORMATS)?,
         }
         Ok(())
     }
@@ -141,6 +151,8 @@ impl Slot {
                 number(bounds)
             }
             Self::SecondsOrOff(bounds, _) => number(bounds) + " (0: off)",
+            Self::RateOrOff(_) => number(&RATES) + " (0: no limit)",
+            Self::OnFailure(_) => "`allow` or `reject`".into(),
             Self::Switch(_) => "`true` or `false`".into(),
             Self::Node(_) => "a name of 1 to 128 characters".into(),
             Self::TextOrNone(_) => "a text, or empty (none)".into(),
@@ -170,6 +182,8 @@ impl Slot {
             Self::Seconds(_, field) => field(config).as_secs().to_string(),
             Self::SecondsOrOff(_, field) => field(config).map_or(0, |d| d.as_secs()).to_string(),
             Self::Millis(_, field) => field(config).as_millis().to_string(),
+            Self::RateOrOff(field) => field(config).map_or(0, NonZeroU32::get).to_string(),
+            Self::OnFailure(field) => quoted(name_of(*field(config), &ON_FAILURE)),
             Self::Switch(field) => field(config).to_string(),
             Self::Node(field) => quoted(field(config)),
             Self::TextOrNone(field) => field(config).as_ref().map_or_else(nothing, quoted),
@@ -177,12 +191,12 @@ impl Slot {
             Self::AnyUrlOrNone(_, field) => {
                 field(config).as_ref().map_or_else(nothing, |url| quoted(masked_text(url.expose())))
             }
-            Self::Mode(field) => quoted(mode_name(*field(config))),
+            Self::Mode(field) => quoted(name_of(*field(config), &MODES)),
             Self::Origins(field) | Self::Nodes(field) => list(field(config)),
             Self::Networks(field) => list(field(config).iter().map(ToString::to_string)),
             Self::Secrets(_, field) => list(field(config).iter().map(|_| MASK)),
             Self::Level(field) | Self::Prefix(field) => quoted(field(config)),
-            Self::Format(field) => quoted(format_name(*field(config))),
+            Self::Format(field) => quoted(name_of(*field(config), &FORMATS)),
         }
     }
 }
@@ -297,19 +311,19 @@ fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-fn mode(text: &str) -> Result<RedisMode, String> {
-    [RedisMode::Standalone, RedisMode::Cluster, RedisMode::Sentinel]
-        .into_iter()
-        .find(|&mode| mode_name(mode) == text)
-        .ok_or_else(|| format!("is {text:?}"))
+const MODES: [(&str, RedisMode); 3] =
+    [("standalone", RedisMode::Standalone), ("cluster", RedisMode::Cluster), ("sentinel", RedisMode::Sentinel)];
+const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+const ON_FAILURE: [(&str, OnFailure); 2] = [("allow", OnFailure::Allow), ("reject", OnFailure::Reject)];
+const RATES: Bounds = 0..=1_000_000_000;
+
+/// The value that a word stands for.
+fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| format!("is {text:?}"))
 }
 
-fn mode_name(mode: RedisMode) -> &'static str {
-    match mode {
-        RedisMode::Standalone => "standalone",
-        RedisMode::Cluster => "cluster",
-        RedisMode::Sentinel => "sentinel",
-    }
+fn name_of<T: PartialEq + Copy>(value: T, words: &[(&'static str, T)]) -> &'static str {
+    words.iter().find(|(_, other)| *other == value).map_or("", |(word, _)| word)
 }
 
 fn network(text: &str) -> Result<IpNet, String> {
@@ -328,18 +342,4 @@ fn origin(text: &str) -> Result<String, String> {
 
 fn level(text: String) -> Result<String, String> {
     if level_rules(&text).is_some() { Ok(text) } else { Err(format!("is {text:?}")) }
-}
-
-fn format_word(text: &str) -> Result<LogFormat, String> {
-    [LogFormat::Text, LogFormat::Json]
-        .into_iter()
-        .find(|&format| format_name(format) == text)
-        .ok_or_else(|| format!("is {text:?}"))
-}
-
-fn format_name(format: LogFormat) -> &'static str {
-    match format {
-        LogFormat::Text => "text",
-        LogFormat::Json => "json",
-    }
 }

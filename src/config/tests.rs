@@ -165,8 +165,8 @@ fn an_unknown_name_is_refused_with_what_was_meant() {
         "--set auth.audiense: unknown key `auth.audiense`, did you mean `auth.audience`?"
     );
     assert_eq!(
-        only_flaw(&set("limits.sends_per_s", "5")),
-        "--set limits.sends_per_s: `limits.sends_per_s` is not in this version of herenow"
+        only_flaw(&set("otel.endpoint", "5")),
+        "--set otel.endpoint: `otel.endpoint` is not in this version of herenow"
     );
 }
 

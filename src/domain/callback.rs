@@ -56,6 +56,8 @@ pub struct Callback {
     pub endpoint: Endpoint,
     /// The message that it is about.
     pub message: Uuid,
+    /// Storage: the message was recalled; else it was stored.
+    pub recalled: bool,
     /// Push: the recipient and the place in its inbox.
     pub recipient: Option<(UserId, Cursor)>,
     /// How many attempts count against the schedule so far.

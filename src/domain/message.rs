@@ -21,10 +21,38 @@ impl RawJson {
         Self(bytes)
     }
 
+    /// Whether it is nested no deeper than [`RawJson::MAX_DEPTH`].
+    pub fn is_shallow(&self) -> bool {
+        // Most have fewer brackets than levels are allowed, and then there is no need to look closer.
+        memchr::memchr2_iter(b'[', b'{', &self.0).nth(Self::MAX_DEPTH).is_none() || depth(&self.0) <= Self::MAX_DEPTH
+    }
+
+    /// Content is at most so deep: what reads it at the other end may be recursive.
+    pub const MAX_DEPTH: usize = 128;
+
     /// The JSON text.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 impl fmt::Debug for RawJson {
@@ -49,6 +77,16 @@ pub enum Audience {
     Users(Vec<UserId>),
     /// All members of a group.
     Group(GroupId),
+}
+
+impl Audience {
+    /// The group, if it is one.
+    pub fn into_group(self) -> Option<GroupId> {
+        match self {
+            Self::Users(_) => None,
+            Self::Group(group) => Some(group),
+        }
+    }
 }
 
 /// On how many of a recipient's devices an online-only message may appear.
@@ -92,6 +130,8 @@ pub enum Mode {
         ttl: Duration,
         /// What the push callback is told.
         push: PushWish,
+        /// It goes into the sender's own inbox too.
+        sync_sender: bool,
     },
 }
 
@@ -108,6 +148,10 @@ pub struct Draft {
     pub payload: RawJson,
     /// Online-only or persisted.
     pub mode: Mode,
+    /// The answer tells what became of it at each recipient, and not only how many fared how.
+    pub show_recipients: bool,
+    /// The whole request as the sender wrote it.
+    pub source: RawJson,
 }
 
 /// A user's sequence number of a persisted message: contiguous from 1, in the order of committing. Opaque to clients.
@@ -224,16 +268,25 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Counts one recipient.
-    pub fn add(&mut self, outcome: Outcome) {
-        let count = match outcome {
+    /// Counts so many recipients.
+    pub fn add(&mut self, outcome: Outcome, recipients: usize) {
+        let count = self.count(outcome);
+        *count = count.saturating_add(u32::try_from(recipients).unwrap_or(u32::MAX));
+    }
+
+    /// How many had this outcome.
+    pub fn of(mut self, outcome: Outcome) -> u32 {
+        *self.count(outcome)
+    }
+
+    fn count(&mut self, outcome: Outcome) -> &mut u32 {
+        match outcome {
             Outcome::Delivered => &mut self.delivered,
             Outcome::Offline => &mut self.offline,
             Outcome::Unconfirmed => &mut self.unconfirmed,
             Outcome::Expired => &mut self.expired,
             Outcome::Superseded => &mut self.superseded,
-        };
-        *count += 1;
+        }
     }
 }
 
@@ -250,6 +303,16 @@ mod tests {
         for nonsense in ["", "-1", "+1", "01", "1.0", " 1", "1e3", "9223372036854775808", "earliest", "１", "0x10"] {
             assert_eq!(Cursor::parse(nonsense), None, "{nonsense:?}");
         }
+    }
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings() {
+        let is_shallow = |text: String| RawJson::from_checked(text.into()).is_shallow();
+        let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+        assert!(is_shallow(nested(RawJson::MAX_DEPTH)));
+        assert!(!is_shallow(nested(RawJson::MAX_DEPTH + 1)));
+        assert!(is_shallow(format!("\"\\\"{}\"", "[".repeat(500))));
+        assert!(is_shallow(format!("[{}]", ["{}"; 400].join(","))));
     }
 
     #[test]
@@ -275,7 +338,7 @@ mod tests {
         fn a_summary_adds_up_to_the_recipients(picks in proptest::collection::vec(0_usize..5, 0..200)) {
             let mut s = Summary::default();
             for &i in &picks {
-                s.add(Outcome::ALL[i]);
+                s.add(Outcome::ALL[i], 1);
             }
             let sum = s.delivered + s.offline + s.unconfirmed + s.expired + s.superseded;
             prop_assert_eq!(sum as usize, picks.len());

@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The request's name, for handlers whose answers hold problem documents.
+pub(super) struct RequestId(pub(super) String);
+
 /// Names the request, lets it be answered, and finishes the answer.
 pub(super) async fn finish<B: MessageBody + 'static>(
     request: ServiceRequest,
@@ -20,6 +23,7 @@ pub(super) async fn finish<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
     let id = request_id(request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes));
+    request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
     let answered = if is_utf8(request.path()) {
         next.call(request).await.map(ServiceResponse::map_into_boxed_body)

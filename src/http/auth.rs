@@ -124,9 +124,11 @@ impl Keys {
     }
 
     /// In constant time: digests are compared, all of them, so that neither length nor place can be measured.
-    fn is_api_key(&self, given: &str) -> bool {
+    fn api_key(&self, given: &str) -> Option<Backend> {
         let given: [u8; 32] = Sha256::digest(given).into();
-        self.now().api_keys.iter().fold(Choice::from(0), |found, key| found | key.ct_eq(&given)).into()
+        let keys = self.now().api_keys;
+        let found: bool = keys.iter().fold(Choice::from(0), |found, key| found | key.ct_eq(&given)).into();
+        found.then_some(Backend { key: given })
     }
 
     /// Who bears this token, by the keys that are known now.
@@ -164,7 +166,10 @@ impl Keys {
 }
 
 /// A caller that bears an API key.
-pub(super) struct Backend;
+pub(super) struct Backend {
+    /// The key's digest, which tells callers apart.
+    pub(super) key: [u8; 32],
+}
 
 /// A caller that bears a device token.
 pub(super) struct Device {
@@ -216,8 +221,8 @@ fn authorization(request: &HttpRequest) -> Option<&[u8]> {
 fn backend(request: &HttpRequest) -> Result<Backend, Problem> {
     let keys = keys(request)?;
     let credential = bearer(authorization(request))?;
-    if keys.is_api_key(credential) {
-        return Ok(Backend);
+    if let Some(backend) = keys.api_key(credential) {
+        return Ok(backend);
     }
     Err(match keys.check(credential) {
         Ok(_) => Problem::new(Code::Forbidden, "this takes an API key, not a device token"),
@@ -231,7 +236,7 @@ async fn device(request: &HttpRequest) -> Result<Device, Problem> {
 
 /// The device that bears this token.
 pub(super) async fn by_token(keys: &Keys, token: &str) -> Result<Device, Problem> {
-    if keys.is_api_key(token) {
+    if keys.api_key(token).is_some() {
         return Err(Problem::new(Code::Forbidden, "this takes a device token, not an API key"));
     }
     keys.check_thoroughly(token).await.map(Into::into)

@@ -15,8 +15,6 @@ use tokio::time::timeout;
 pub(super) const SMALL: usize = 1 << 20;
 /// Nobody holds a connection by sending a body slowly.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(15);
-/// Content is at most so deep: what reads it at the other end may be recursive.
-pub(super) const MAX_DEPTH: usize = 128;
 
 /// Reads a JSON body of at most `limit` bytes, as text.
 pub(super) async fn read_json(request: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, Problem> {
@@ -97,43 +95,9 @@ fn words(error: &serde_json::Error) -> String {
     text.rsplit_once(" at line ").map_or(text.clone(), |(words, _)| words.to_owned())
 }
 
-/// Whether JSON text is nested no deeper than may be relayed.
-pub(super) fn is_shallow(json: &[u8]) -> bool {
-    // Most have fewer brackets than levels are allowed, and then there is no need to look closer.
-    memchr::memchr2_iter(b'[', b'{', json).nth(MAX_DEPTH).is_none() || depth(json) <= MAX_DEPTH
-}
-
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn depth_counts_brackets_outside_of_strings() {
-        let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
-        assert!(is_shallow(nested(MAX_DEPTH).as_bytes()));
-        assert!(!is_shallow(nested(MAX_DEPTH + 1).as_bytes()));
-        assert!(is_shallow(format!("\"\\\"{}\"", "[".repeat(500)).as_bytes()));
-        assert!(is_shallow(format!("[{}]", ["{}"; 400].join(",")).as_bytes()));
-    }
 
     #[test]
     fn a_mistake_is_told_where_it_is() {

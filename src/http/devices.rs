@@ -2,6 +2,7 @@
 
 use super::auth::Device;
 use super::body;
+use super::messages::ToReply;
 use super::problem::Problem;
 use super::stream::{parse_after, query};
 use crate::domain::message::{Cursor, RawJson};
@@ -107,8 +108,9 @@ struct InboxMessage<'a> {
     id: Uuid,
     #[schema(value_type = String)]
     from: &'a UserId,
-    #[schema(value_type = std::collections::HashMap<String, Vec<String>>)]
-    to: Recipient<'a>,
+    /// The recipient alone, or the group: the others are nobody's business. In the sender's own inbox, all.
+    #[schema(value_type = super::schema::SentTo)]
+    to: ToReply<'a>,
     r#type: &'a str,
     #[schema(value_type = serde_json::Value)]
     payload: &'a RawJson,
@@ -119,19 +121,14 @@ struct InboxMessage<'a> {
     cursor: Cursor,
 }
 
-/// The recipient alone: the others are nobody's business.
-#[derive(Serialize)]
-struct Recipient<'a> {
-    users: [&'a UserId; 1],
-}
-
 impl<'a> InboxMessage<'a> {
     fn of(entry: &'a InboxEntry, user: &'a UserId) -> Self {
         let message = &entry.message;
+        let to = if entry.to.is_empty() { std::slice::from_ref(user) } else { &entry.to };
         Self {
             id: message.id,
             from: &message.from,
-            to: Recipient { users: [user] },
+            to: ToReply::of(message.group.as_ref(), to.iter()),
             r#type: &message.kind,
             payload: &message.payload,
             online_only: message.online_only,

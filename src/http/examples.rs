@@ -5,6 +5,7 @@
 
 use super::auth::Keys;
 use super::problem::{Code, Problem};
+use super::rates::RateLimits;
 use super::{auth, body, messages, tokens};
 use crate::domain::seat::{DeviceId, UserId};
 use crate::relay::handle::Relay;
@@ -62,9 +63,14 @@ async fn create_session(request: HttpRequest, keys: Data<Keys>, payload: Payload
 }
 
 #[post("/examples/typing/messages")]
-async fn send_message(request: HttpRequest, relay: Data<Relay>, payload: Payload) -> Result<HttpResponse, Problem> {
+async fn send_message(
+    request: HttpRequest,
+    relay: Data<Relay>,
+    rates: Data<RateLimits>,
+    payload: Payload,
+) -> Result<HttpResponse, Problem> {
     check_same_origin(&request)?;
-    messages::send(&request, &relay, payload).await
+    messages::send(&request, &relay, &rates, payload).await
 }
 
 /// Headers that a proxy adds: what comes through one comes from elsewhere.

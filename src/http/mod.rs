@@ -2,12 +2,14 @@
 
 mod answer;
 mod auth;
+mod batch;
 mod body;
 mod callbacks;
 mod connection;
 mod devices;
 mod examples;
 mod front;
+mod groups;
 mod h2;
 mod messages;
 mod openapi;
@@ -15,6 +17,7 @@ mod ops;
 mod parked;
 mod presence;
 mod problem;
+mod rates;
 mod routes;
 mod schema;
 mod stream;
@@ -26,6 +29,7 @@ pub use connection::listener;
 pub use front::Front;
 pub use openapi::openapi_json;
 pub use ops::Admin;
+pub use rates::RateLimits;
 pub use routes::{Doors, admin_routes};
 pub use tls::{Certificate, TlsError};
 

@@ -1,7 +1,7 @@
 //! The OpenAPI document, made from the handlers. `openapi/openapi.json` is the same text, and a test says so.
 
 use super::problem::ProblemBody;
-use super::{callbacks, devices, messages, ops, presence, stream, tokens};
+use super::{batch, callbacks, devices, groups, messages, ops, presence, stream, tokens};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi, ToResponse};
 
@@ -35,7 +35,8 @@ problems! {
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
     paths(
-        messages::send_message, messages::get_message,
+        messages::send_message, batch::send_batch, messages::get_message, messages::recall_message,
+        groups::add_member, groups::remove_member, groups::change_members, groups::list_members, groups::delete_group,
         stream::open_stream, devices::ack, devices::get_inbox, devices::set_state,
         presence::get_presence, presence::query_presence, presence::kick_device,
         tokens::create_token, tokens::create_ticket,

@@ -6,6 +6,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 macro_rules! codes {
     ($($code:ident = $word:literal $status:literal $title:literal;)*) => {
@@ -76,8 +77,10 @@ pub(crate) struct Problem {
     flaws: Vec<Flaw>,
     retry_after_s: Option<u32>,
     allow: Option<&'static str>,
+    /// `RateLimit`, if it is a limit of its own that was reached.
+    rate_limit: Option<String>,
     /// For the log alone.
-    cause: Option<Error>,
+    cause: Option<Box<Error>>,
 }
 
 /// The document as it is sent.
@@ -99,7 +102,7 @@ pub(crate) struct ProblemBody<'a> {
 impl Problem {
     pub(crate) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after_s = matches!(code.status(), 429 | 503).then_some(1);
-        Self { code, detail: detail.into(), flaws: vec![], retry_after_s, allow: None, cause: None }
+        Self { code, detail: detail.into(), flaws: vec![], retry_after_s, allow: None, rate_limit: None, cause: None }
     }
 
     /// The request has these flaws.
@@ -121,12 +124,24 @@ impl Problem {
         Self { allow: Some(allow), ..problem }
     }
 
-    /// The answer to this request.
-    pub(crate) fn answer(&self, request_id: &str) -> HttpResponse {
+    /// A rate is exceeded until `wait` is over.
+    pub(crate) fn rate_limited(detail: String, wait: Duration, rate_limit: String) -> Self {
+        let seconds = u32::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
+        let problem = Self::new(Code::RateLimited, detail);
+        Self { retry_after_s: Some(seconds), rate_limit: Some(rate_limit), ..problem }
+    }
+
+    /// Tells the operator the cause, if there is one beyond what the caller is told.
+    pub(crate) fn log(&self, request_id: &str) {
         if let Some(cause) = &self.cause {
-            let cause = Chain(cause);
+            let cause = Chain(&**cause);
             tracing::error!(request.id = request_id, error.code = self.code.as_str(), %cause, "a request failed");
         }
+    }
+
+    /// The answer to this request.
+    pub(crate) fn answer(&self, request_id: &str) -> HttpResponse {
+        self.log(request_id);
         let mut answer = HttpResponse::build(self.status_code());
         answer.content_type("application/problem+json");
         if let Some(s) = self.retry_after_s {
@@ -138,7 +153,15 @@ impl Problem {
         if self.code.status() == 401 {
             answer.insert_header(("WWW-Authenticate", "Bearer"));
         }
-        answer.json(ProblemBody {
+        if let Some(rate_limit) = &self.rate_limit {
+            answer.insert_header(("RateLimit", rate_limit.as_str()));
+        }
+        answer.json(self.document(request_id))
+    }
+
+    /// The document alone, as a part of another answer.
+    pub(crate) fn document<'a>(&'a self, request_id: &'a str) -> ProblemBody<'a> {
+        ProblemBody {
             r#type: "about:blank",
             title: self.code.title(),
             status: self.code.status(),
@@ -146,7 +169,7 @@ impl Problem {
             detail: &self.detail,
             request_id,
             errors: &self.flaws,
-        })
+        }
     }
 }
 
@@ -168,11 +191,15 @@ impl From<Error> for Problem {
         let detail = error.to_string();
         match error {
             Error::PresenceUnavailable(_) => {
-                Self { cause: Some(error), ..Self::new(Code::PresenceUnavailable, detail) }
+                Self { cause: Some(error.into()), ..Self::new(Code::PresenceUnavailable, detail) }
             }
-            Error::StoreUnavailable(_) => Self { cause: Some(error), ..Self::new(Code::StoreUnavailable, detail) },
+            Error::StoreUnavailable(_) => {
+                Self { cause: Some(error.into()), ..Self::new(Code::StoreUnavailable, detail) }
+            }
             Error::Draining => Self::new(Code::Draining, detail),
             Error::NotFound(_) => Self::new(Code::NotFound, detail),
+            Error::GroupFull(_) => Self::flaw("", detail),
+            Error::Rejected(_) => Self::new(Code::Forbidden, detail),
             Error::KeyInProgress => Self::new(Code::IdempotencyInProgress, detail),
             Error::KeyReused => Self::new(Code::IdempotencyKeyReused, detail),
             Error::TooManyDevices(_) => Self::new(Code::TooManyDevices, detail),

@@ -2,7 +2,8 @@
 
 use super::auth::Keys;
 use super::problem::{Code, Problem};
-use super::{answer, callbacks, devices, examples, messages, openapi, ops, presence, stream, tokens};
+use super::rates::RateLimits;
+use super::{answer, batch, callbacks, devices, examples, groups, messages, openapi, ops, presence, stream, tokens};
 use crate::relay::handle::Relay;
 use actix_cors::Cors;
 use actix_web::body::MessageBody;
@@ -21,6 +22,8 @@ pub struct Doors {
     pub relay: Data<Relay>,
     /// What callers are measured by.
     pub keys: Data<Keys>,
+    /// `limits.sends_per_s` and its like.
+    pub rates: Data<RateLimits>,
     /// `server.cors_origins`
     pub cors_origins: Vec<String>,
     /// Whether the example in the browser is served.
@@ -43,6 +46,7 @@ pub(super) fn routes(
     App::new()
         .app_data(doors.relay)
         .app_data(doors.keys)
+        .app_data(doors.rates)
         .app_data(
             PathConfig::default().error_handler(|_, _| Problem::new(Code::NotFound, "the path is not UTF-8").into()),
         )
@@ -61,8 +65,15 @@ pub(super) fn routes(
 
 fn api(config: &mut ServiceConfig) {
     config
+        .service(batch::send_batch)
         .service(messages::send_message)
         .service(messages::get_message)
+        .service(messages::recall_message)
+        .service(groups::add_member)
+        .service(groups::remove_member)
+        .service(groups::change_members)
+        .service(groups::list_members)
+        .service(groups::delete_group)
         .service(stream::open_stream)
         .service(devices::ack)
         .service(devices::get_inbox)
@@ -104,27 +115,31 @@ fn allowed(path: &str) -> Option<&'static str> {
     }
     match segments[..] {
         ["v1", "messages" | "tokens" | "tickets" | "ack" | "state"]
+        | ["v1", "messages", "batch"]
         | ["v1", "presence", "query"]
         | ["v1", "callbacks", "retry"]
         | ["v1", "callbacks", _, "retry"]
         | ["examples", "typing", "session" | "messages"] => Some("POST"),
-        ["v1", "messages", _]
-        | ["v1", "stream" | "inbox" | "callbacks"]
+        ["v1", "messages", _] => Some("GET, DELETE"),
+        ["v1", "groups", _, "members"] => Some("GET, POST"),
+        ["v1", "groups", _, "members", _] => Some("PUT, DELETE"),
+        ["v1", "stream" | "inbox" | "callbacks"]
         | ["v1", "users", _, "presence"]
         | ["healthz" | "readyz" | "openapi.json" | "docs"]
         | ["examples", "typing"]
         | ["examples", "typing", "style.css" | "app.js"] => Some("GET"),
-        ["v1", "users", _, "devices", _] => Some("DELETE"),
+        ["v1", "users", _, "devices", _] | ["v1", "groups", _] => Some("DELETE"),
         _ => None,
     }
 }
 
 fn cors(origins: &[String]) -> Cors {
     let cors = Cors::default()
-        .allowed_methods(["GET", "POST", "DELETE"])
+        .allowed_methods(["GET", "POST", "PUT", "DELETE"])
         .allowed_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::CACHE_CONTROL])
         .allowed_headers(["last-event-id", "idempotency-key", "x-request-id", "prefer"])
         .expose_headers(["x-request-id", "retry-after", "location", "idempotent-replayed"])
+        .expose_headers(["preference-applied", "ratelimit", "ratelimit-policy"])
         .max_age(3_600);
     origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
 }

@@ -32,6 +32,25 @@ impl ToSchema for Send {
     }
 }
 
+/// To whom a message was sent, as answers show it.
+pub(super) struct SentTo;
+
+impl PartialSchema for SentTo {
+    fn schema() -> RefOr<Schema> {
+        let one = |field: &str, value: RefOr<Schema>| {
+            of_type(Type::Object).property(field, value).required(field).additional_properties(Some(closed()))
+        };
+        let users = ArrayBuilder::new().items(name(128)).into();
+        OneOfBuilder::new().item(one("users", users)).item(one("group", name(128).into())).into()
+    }
+}
+
+impl ToSchema for SentTo {
+    fn name() -> Cow<'static, str> {
+        "SentTo".into()
+    }
+}
+
 /// `users` of a body.
 pub(super) fn users() -> RefOr<Schema> {
     ArrayBuilder::new()
@@ -115,8 +134,7 @@ fn online_only() -> RefOr<Schema> {
 fn persisted() -> RefOr<Schema> {
     let kept = "How long it is kept: at most `store.retention_s`, which it is if not said.";
     let sync_sender = or_null(Type::Boolean)
-        .enum_values(Some([Some(false), None]))
-        .description(Some("Also into the sender's own inbox. Not in this version: only `false` is accepted."));
+        .description(Some("To users: also into the sender's own inbox, which shows to whom it was sent."));
     let push = OneOfBuilder::new()
         .description(Some("An object of up to 4 KiB for the push callback, or `false` for no push."))
         .item(of_type(Type::Object))

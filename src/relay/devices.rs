@@ -3,14 +3,16 @@
 use super::frame::{Frame, GapReason};
 use super::handle::{Error, Relay};
 use super::hub::{Seat, Socket};
+use super::presence_news::PresenceNews;
 use super::stream::{Start, Stream, goodbye};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, DeviceState, KeyId, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::{Acked, Bye, Notice, Page, PageLimit, Position, SeatError, Ticket};
+use crate::ports::{Acked, Bye, Departure, Notice, Page, PageLimit, Position, SeatError, Seated, Ticket, Unseated};
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::time::sleep;
 
 /// An inbox page has at most so many bytes of payload, however many messages were asked for.
 const INBOX_PAGE_BYTES: usize = 4 << 20;
@@ -65,8 +67,14 @@ impl Relay {
         let guard = Leave { relay: self, seat: Some(&seat) };
         let now = Timestamp::now();
         match self.0.plane.seat(seat.info(&self.0.node), self.0.stream.devices_per_user).await {
-            Ok(None) => {}
-            Ok(Some(older)) => self.end_seat(older, Bye::Replaced).await,
+            Ok(Seated { replaced, arrival }) => {
+                if let Some(older) = replaced {
+                    self.end_seat(older, Bye::Replaced).await;
+                }
+                if let (Some(version), Some(news)) = (arrival, &self.0.presence_news) {
+                    news.arrived(&user, &device, version);
+                }
+            }
             // Persisted messages need no presence, and an error would be final for a browser's `EventSource`. The plane seats all streams
             // when it is back (CONTRACT.md 10.8).
             Err(SeatError::Away(away)) => tracing::debug!(%away, "a stream is open without a seat in the directory"),
@@ -114,8 +122,31 @@ impl Relay {
         let (relay, seat) = (self.clone(), seat.clone());
         self.0.notes.seen(seat.user(), seat.device(), Timestamp::now());
         self.0.tasks.spawn(async move {
-            if let Err(error) = relay.0.plane.unseat(seat.user(), seat.device(), seat.connection()).await {
-                tracing::warn!(%error, "a seat could not be withdrawn; it ends with this node's lease");
+            match relay.0.plane.unseat(seat.user(), seat.device(), seat.connection()).await {
+                Ok(Unseated::Last(version)) => relay.went(seat.user(), seat.device(), version, Departure::Closed),
+                Ok(Unseated::One | Unseated::Absent) => {}
+                Err(error) => tracing::warn!(%error, "a seat could not be withdrawn; it ends with this node's lease"),
+            }
+        });
+    }
+
+    /// A user's last seat has gone. If the user isn't back in time, the operator is told.
+    pub(super) fn went(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure) {
+        let Some(debounce) = self.0.presence_news.as_ref().map(PresenceNews::debounce) else { return };
+        let (relay, user, device) = (self.clone(), user.clone(), device.clone());
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                () = sleep(debounce) => {}
+                () = relay.0.tasks.halt.cancelled() => return,
+            }
+            match relay.0.plane.take_departure(&user, version).await {
+                Ok(true) => {
+                    if let Some(news) = &relay.0.presence_news {
+                        news.departed(&user, &device, version, why);
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "a user's departure could not be told of"),
             }
         });
     }
@@ -178,8 +209,10 @@ impl Relay {
         let seat = presences.into_iter().flat_map(|p| p.seats).find(|seat| seat.device == *device);
         let seat = seat.ok_or(Error::NotFound("this device is not online"))?;
         // Withdrawn first, so that it is offline when this is answered, whatever its stream does.
-        if !self.0.plane.unseat(user, device, seat.connection).await? {
-            return Err(Error::NotFound("this device is not online"));
+        match self.0.plane.unseat(user, device, seat.connection).await? {
+            Unseated::Absent => return Err(Error::NotFound("this device is not online")),
+            Unseated::One => {}
+            Unseated::Last(version) => self.went(user, device, version, Departure::Kicked),
         }
         self.end_seat(seat, Bye::Kicked).await;
         Ok(())

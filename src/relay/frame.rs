@@ -5,6 +5,7 @@ use crate::domain::seat::{DeviceId, NodeId, UserId};
 use crate::ports::Bye;
 use bytes::Bytes;
 use serde::Serialize;
+use uuid::Uuid;
 
 /// One event, ready to be written, in the form of an HTTP/1.1 chunk (RFC 9112, 7.1) whose size line is of fixed width: so a stream that has
 /// its connection for itself writes it as it is, and an HTTP server, which frames by itself, gets the slice between.
@@ -105,8 +106,13 @@ impl<'a> Encoded<'a> {
 
     /// The event as this recipient sees it. Only a persisted message has a cursor, and with it the `id:` that moves the resume point.
     pub fn for_recipient(&self, user: &UserId, cursor: Option<Cursor>) -> Frame {
+        self.shown_to(std::slice::from_ref(user), cursor)
+    }
+
+    /// The same with other users in `to`, as the sender sees it in its own inbox.
+    pub fn shown_to(&self, to: &[UserId], cursor: Option<Cursor>) -> Frame {
         let mut head = begin(192);
-        write_head(&mut head, self.message, user, cursor);
+        write_head(&mut head, self.message, to, cursor);
         let size = head.len() - SIZE_LINE + self.tail.len() - CHUNK_END.len();
         seal(&mut head, size);
         Frame { head: head.into(), tail: self.tail.clone() }
@@ -115,13 +121,18 @@ impl<'a> Encoded<'a> {
 
 /// The event for a message's only recipient, in one piece.
 pub fn message_frame(message: &Message, user: &UserId, cursor: Option<Cursor>) -> Frame {
+    entry_frame(message, std::slice::from_ref(user), cursor)
+}
+
+/// The event of a message that shows these users in `to`, in one piece.
+pub fn entry_frame(message: &Message, to: &[UserId], cursor: Option<Cursor>) -> Frame {
     let mut chunk = begin(message.payload.as_bytes().len() + message.kind.len() + 288);
-    write_head(&mut chunk, message, user, cursor);
+    write_head(&mut chunk, message, to, cursor);
     write_tail(&mut chunk, message);
     Frame { head: Bytes::new(), tail: end(chunk) }
 }
 
-fn write_head(out: &mut Vec<u8>, message: &Message, user: &UserId, cursor: Option<Cursor>) {
+fn write_head(out: &mut Vec<u8>, message: &Message, to: &[UserId], cursor: Option<Cursor>) {
     out.extend_from_slice(b"event: message\n");
     if let Some(cursor) = cursor {
         out.extend_from_slice(format!("id: {cursor}\n").as_bytes());
@@ -137,7 +148,12 @@ fn write_head(out: &mut Vec<u8>, message: &Message, user: &UserId, cursor: Optio
         out.extend_from_slice(b"},");
     } else {
         out.extend_from_slice(b",\"to\":{\"users\":[");
-        write_string(out, user.as_str());
+        for (n, user) in to.iter().enumerate() {
+            if n > 0 {
+                out.push(b',');
+            }
+            write_string(out, user.as_str());
+        }
         out.extend_from_slice(b"]},");
     }
     if let Some(cursor) = cursor {
@@ -206,6 +222,15 @@ pub fn gap(reason: GapReason, resumed_after: Cursor) -> Frame {
         GapReason::Ahead => "ahead",
     };
     event("event: gap\n", &Gap { reason, resumed_after })
+}
+
+/// A message that was shown, or may have been, is taken back.
+pub fn recall(id: Uuid) -> Frame {
+    #[derive(Serialize)]
+    struct Which {
+        id: Uuid,
+    }
+    event("event: recall\n", &Which { id })
 }
 
 /// The last event of a stream, with the time to wait before opening another, if it is not the client's own affair.

@@ -1,14 +1,19 @@
 //! [`Relay`], the one handle that every door holds, and its errors.
 
+use super::before_send::BeforeSend;
+use super::copies::Copies;
 use super::hub::Hub;
 use super::metrics::Metrics;
 use super::notes::Notes;
+use super::presence_news::PresenceNews;
 use crate::config;
+use crate::domain::callback::Endpoint;
 use crate::domain::message::Cursor;
 use crate::domain::seat::NodeId;
 use crate::ports::{Away, Ephemeral, KeyError, SeatError, Store, StoreError, TicketError};
 use crate::relay::callbacks::Callbacks;
 use crate::tasks::Tasks;
+use crate::webhook::client::Webhook;
 use parking_lot::RwLock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,7 +30,10 @@ pub(super) struct Inner {
     pub(super) plane: Arc<dyn Ephemeral>,
     pub(super) store: Arc<dyn Store>,
     pub(super) callbacks: Arc<Callbacks>,
+    pub(super) before_send: Option<BeforeSend>,
+    pub(super) presence_news: Option<PresenceNews>,
     pub(super) notes: Notes,
+    pub(super) groups: Copies,
     limits: RwLock<config::Limits>,
     pub(super) stream: config::Stream,
     pub(super) retention: Duration,
@@ -42,12 +50,12 @@ pub(super) struct Inner {
 /// So many sends may be under way at a time; more are refused rather than kept in memory (CONTRACT.md 10.7).
 const SENDS_MAX: usize = 10_000;
 
-/// Leave to send one message, held until it is answered.
-pub struct Admission(Relay);
+/// Leave to send so many messages, held until they are answered.
+pub struct Admission(Relay, usize);
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.0.sends.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.sends.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
@@ -58,6 +66,8 @@ pub struct Parts {
     pub plane: Arc<dyn Ephemeral>,
     pub store: Arc<dyn Store>,
     pub callbacks: Arc<Callbacks>,
+    pub before_send: Option<BeforeSend>,
+    pub presence_news: Option<PresenceNews>,
     pub limits: config::Limits,
     pub stream: config::Stream,
     /// `store.retention_s`: the longest and the usual life of a persisted message.
@@ -92,6 +102,12 @@ pub enum Error {
     /// The user has as many devices online as are allowed.
     #[error("the user has {0} devices online, which is the most")]
     TooManyDevices(usize),
+    /// A group would have more members than may be.
+    #[error("the group would have more than {0} members")]
+    GroupFull(usize),
+    /// The operator's own service said no, in these words.
+    #[error("{0}")]
+    Rejected(String),
     /// A bound of this node is reached.
     #[error("{0}")]
     Overloaded(String),
@@ -145,14 +161,30 @@ impl From<TicketError> for Error {
 impl Relay {
     /// A relay of these parts; [`Relay::start`] sets its tasks going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { node, plane, store, callbacks, limits, stream, retention, confirm_timeout, tasks, metrics } = parts;
+        let Parts {
+            node,
+            plane,
+            store,
+            callbacks,
+            before_send,
+            presence_news,
+            limits,
+            stream,
+            retention,
+            confirm_timeout,
+            tasks,
+            metrics,
+        } = parts;
         Self(Arc::new(Inner {
             node,
             hub: Hub::new(&stream),
             plane,
             store,
             callbacks,
+            before_send,
+            presence_news,
             notes: Notes::default(),
+            groups: Copies::default(),
             limits: RwLock::new(limits),
             stream,
             retention,
@@ -165,10 +197,11 @@ impl Relay {
         }))
     }
 
-    /// Lets a send in, to be asked before its body is read.
-    pub fn admit(&self) -> Result<Admission, Error> {
-        let admission = Admission(self.clone());
-        if self.0.sends.fetch_add(1, Ordering::Relaxed) < SENDS_MAX {
+    /// Lets so many sends in, to be asked before their body is read.
+    pub fn admit(&self, sends: usize) -> Result<Admission, Error> {
+        let under_way = self.0.sends.fetch_add(sends, Ordering::Relaxed);
+        let admission = Admission(self.clone(), sends);
+        if under_way + sends <= SENDS_MAX {
             return Ok(admission);
         }
         Err(Error::Overloaded(format!("{SENDS_MAX} sends are under way on this node, which is the most")))
@@ -187,6 +220,22 @@ impl Relay {
     /// From now on these.
     pub fn set_limits(&self, limits: config::Limits) {
         *self.0.limits.write() = limits;
+    }
+
+    /// The endpoints that are told something, each with its section and what a configuration says of it.
+    pub fn webhooks<'a>(
+        &'a self,
+        config: &'a config::Callbacks,
+    ) -> impl Iterator<Item = (&'static str, &'a Webhook, &'a config::Outlet)> {
+        let Inner { callbacks, presence_news, before_send, .. } = &*self.0;
+        [
+            ("callbacks.storage", callbacks.webhook(Endpoint::Storage), &config.storage),
+            ("callbacks.push", callbacks.webhook(Endpoint::Push), &config.push),
+            ("callbacks.presence", presence_news.as_ref().map(PresenceNews::webhook), &config.presence),
+            ("callbacks.before_send", before_send.as_ref().map(BeforeSend::webhook), &config.before_send),
+        ]
+        .into_iter()
+        .filter_map(|(section, webhook, outlet)| Some((section, webhook?, outlet)))
     }
 
     /// `store.retention_s`

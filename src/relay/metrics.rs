@@ -1,6 +1,6 @@
 //! What the relay counts. No user, device or message is ever a label.
 
-use crate::domain::message::Outcome;
+use crate::domain::message::{Outcome, Summary};
 use crate::ports::Refusal;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -74,9 +74,14 @@ impl Metrics {
         }
     }
 
-    /// One recipient's outcome.
-    pub fn outcome(&self, outcome: Outcome) {
-        self.outcomes[outcome as usize].inc();
+    /// The outcomes of one message.
+    pub fn outcomes(&self, summary: &Summary) {
+        for outcome in Outcome::ALL {
+            match summary.of(outcome) {
+                0 => {}
+                n => drop(self.outcomes[outcome as usize].inc_by(n.into())),
+            }
+        }
     }
 
     /// One refusal by a seat of this node.
@@ -112,7 +117,7 @@ mod tests {
     fn each_outcome_and_reason_is_counted_under_its_own_name() {
         let mut registry = Registry::with_prefix("herenow");
         let metrics = Metrics::new(&mut registry);
-        metrics.outcome(Outcome::Superseded);
+        metrics.outcomes(&Summary { superseded: 1, ..Summary::default() });
         metrics.refusal(Refusal::Revoked);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -7,12 +7,16 @@ use super::hub::{Offer, Offered};
 use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
 use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
 use crate::domain::time::Timestamp;
-use crate::ports::{NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::ports::{Departure, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
 use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesOrdered;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::yield_now;
 use tokio::time::{sleep_until, timeout_at};
 use uuid::Uuid;
 
@@ -32,8 +36,10 @@ pub struct Report {
     pub sent_at: Timestamp,
     /// The five add up to the recipients.
     pub summary: Summary,
-    /// Per recipient, in the order in which the sender named them.
-    pub recipients: Vec<RecipientReport>,
+    /// Per recipient, in the order in which the sender named them. To a group only if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub recipients: Option<Vec<RecipientReport>>,
 }
 
 /// What became of it at one recipient.
@@ -50,19 +56,20 @@ pub struct RecipientReport {
 }
 
 impl Report {
-    fn new(id: Uuid, sent_at: Timestamp, recipients: Vec<RecipientReport>) -> Self {
+    fn new(draft: &Draft, id: Uuid, sent_at: Timestamp, recipients: Vec<RecipientReport>) -> Self {
         let mut summary = Summary::default();
         for recipient in &recipients {
-            summary.add(recipient.outcome);
+            summary.add(recipient.outcome, 1);
         }
+        let recipients = draft.show_recipients.then_some(recipients);
         Self { id, online_only: true, sent_at, summary, recipients }
     }
 
     /// Nothing is known of any recipient.
-    pub(super) fn unconfirmed(id: Uuid, sent_at: Timestamp, users: &[UserId]) -> Self {
+    pub(super) fn unconfirmed(draft: &Draft, id: Uuid, sent_at: Timestamp, users: &[UserId]) -> Self {
         let unknown =
             |user: &UserId| RecipientReport { user: user.clone(), outcome: Outcome::Unconfirmed, devices: vec![] };
-        Self::new(id, sent_at, users.iter().map(unknown).collect())
+        Self::new(draft, id, sent_at, users.iter().map(unknown).collect())
     }
 }
 
@@ -75,6 +82,9 @@ struct Sending {
     /// The answer waits no longer.
     deadline: Instant,
 }
+
+/// So many recipients are served before others get their turn.
+const AT_ONCE: usize = 1_000;
 
 impl Relay {
     /// Sends it as the message `id`, accepted at `sent_at`.
@@ -89,7 +99,7 @@ impl Relay {
         let message = Message {
             id,
             from: draft.from.clone(),
-            group: None,
+            group: draft.to.clone().into_group(),
             kind: draft.kind.clone(),
             payload: draft.payload.clone(),
             online_only: true,
@@ -97,19 +107,53 @@ impl Relay {
         };
         let presences = self.0.plane.locate(users).await?;
         let sending = self.sending(&draft.mode, accepted);
-        let recipients = if let ([user], [presence]) = (users, &presences[..]) {
+        let report = if let ([user], [presence]) = (users, &presences[..]) {
             let frame = |user: &UserId| message_frame(&message, user, None);
-            vec![self.deliver(&sending, user, presence, frame).await]
+            Report::new(draft, id, sent_at, vec![self.deliver(&sending, user, presence, frame).await])
+        } else if draft.show_recipients {
+            Report::new(draft, id, sent_at, self.deliver_to_all(&sending, &message, users, &presences).await)
         } else {
-            let encoded = Encoded::new(&message);
-            let frame = |user: &UserId| encoded.for_recipient(user, None);
-            join_all(users.iter().zip(&presences).map(|(user, p)| self.deliver(&sending, user, p, frame))).await
+            // Most members of a large group are away, and nobody asked for their names.
+            let here =
+                |(user, presence): (&UserId, Presence)| (!presence.seats.is_empty()).then(|| (user.clone(), presence));
+            let (users_here, presences): (Vec<_>, Vec<_>) = users.iter().zip(presences).filter_map(here).unzip();
+            let reports = self.deliver_to_all(&sending, &message, &users_here, &presences).await;
+            let mut report = Report::new(draft, id, sent_at, reports);
+            report.summary.add(Outcome::Offline, users.len() - users_here.len());
+            report
         };
-        for recipient in &recipients {
-            self.0.metrics.outcome(recipient.outcome);
-        }
+        self.0.metrics.outcomes(&report.summary);
         self.0.metrics.answered(accepted.elapsed());
-        Ok(Report::new(message.id, message.sent_at, recipients))
+        Ok(report)
+    }
+
+    async fn deliver_to_all(
+        &self,
+        sending: &Sending,
+        message: &Message,
+        users: &[UserId],
+        presences: &[Presence],
+    ) -> Vec<RecipientReport> {
+        let encoded = Encoded::new(message);
+        let frame = |user: &UserId| encoded.for_recipient(user, None);
+        let deliver = |(user, presence)| self.deliver(sending, user, presence, frame);
+        if users.len() <= AT_ONCE {
+            return join_all(users.iter().zip(presences).map(deliver)).await;
+        }
+        // Other sends on this thread are not to wait for a whole large group. Those to slow devices go on while the next ones begin.
+        let mut under_way = FuturesOrdered::new();
+        let mut reports = Vec::with_capacity(users.len());
+        for bite in users.iter().zip(presences).collect::<Vec<_>>().chunks(AT_ONCE) {
+            under_way.extend(bite.iter().map(|&(user, presence)| deliver((user, presence))));
+            while let Some(report) = under_way.next().now_or_never().flatten() {
+                reports.push(report);
+            }
+            yield_now().await;
+        }
+        while let Some(report) = under_way.next().await {
+            reports.push(report);
+        }
+        reports
     }
 
     fn sending(&self, mode: &Mode, accepted: Instant) -> Sending {
@@ -291,6 +335,10 @@ impl NodeDoor for Relay {
 
     fn holds(&self, seat: &SeatInfo) -> bool {
         self.0.hub.find(&seat.user, seat.connection).is_some()
+    }
+
+    fn departed(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure) {
+        self.went(user, device, version, why);
     }
 
     fn resumed(&self) {

@@ -1,33 +1,37 @@
 //! The way of a persisted message: one durable transaction, then the answer; live delivery and callbacks go on after it.
 
-use super::frame::{Encoded, Frame, message_frame};
+use super::frame::{self, Encoded, Frame, message_frame};
 use super::handle::{Error, Relay};
 use crate::domain::callback::CallbackState;
 use crate::domain::callback::Endpoint;
 use crate::domain::message::{Cursor, Draft, Message, Mode, PushWish};
 use crate::domain::seat::{NodeId, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::{Append, Appended, CallbackEntry, CallbackFilter, Leases, MessageStatus, Notice, StoreKey, Stored};
+use crate::ports::{
+    Append, Appended, CallbackEntry, CallbackFilter, Leases, MessageStatus, Notice, Recalled, StoreKey, Stored,
+};
 use std::collections::HashMap;
 use std::time::Instant;
 use uuid::Uuid;
+
+const NO_MESSAGE: &str = "no such message: it was online-only, recalled, has expired, or never was";
 
 impl Relay {
     pub(super) async fn send_persisted(
         &self,
         draft: Draft,
-        users: Vec<UserId>,
+        mut users: Vec<UserId>,
         key: Option<StoreKey>,
         now: Timestamp,
     ) -> Result<Appended, Error> {
-        let (ttl, push) = match draft.mode {
-            Mode::Persisted { ttl, push } => (ttl, push),
-            Mode::OnlineOnly { ttl, .. } => (ttl, PushWish::Off),
+        let (ttl, push, sync_sender) = match draft.mode {
+            Mode::Persisted { ttl, push, sync_sender } => (ttl, push, sync_sender),
+            Mode::OnlineOnly { ttl, .. } => (ttl, PushWish::Off, false),
         };
         let message = Message {
             id: Uuid::now_v7(),
             from: draft.from,
-            group: None,
+            group: draft.to.into_group(),
             kind: draft.kind,
             payload: draft.payload,
             online_only: false,
@@ -39,11 +43,17 @@ impl Relay {
         // Room is taken before the transaction, so that a row is leased to this node only if this node will hold it.
         let storage_room = if storage_callback { callbacks.reserve(Endpoint::Storage, 1) } else { None };
         let push_room = if push_due.is_empty() { None } else { callbacks.reserve(Endpoint::Push, push_due.len()) };
+        // The sender's own copy is never pushed: it comes after all that have a time for that.
+        let synced = sync_sender && !users.contains(&message.from);
+        if synced {
+            users.push(message.from.clone());
+        }
         let append = Append {
             message: message.clone(),
             expires_at: now.plus(ttl),
             push,
             recipients: users,
+            synced,
             storage_callback,
             lease: Leases { storage: storage_room.is_some(), push: push_room.is_some() },
             push_due: push_due.clone(),
@@ -65,7 +75,7 @@ impl Relay {
                     None => {}
                 }
             }
-            self.deliver_stored(&message, stored);
+            self.deliver_stored(&message, stored, synced);
         }
         Ok(appended)
     }
@@ -83,7 +93,7 @@ impl Relay {
     }
 
     /// Hands a committed message to the open streams: those here get the frame, other nodes are told to read the store.
-    fn deliver_stored(&self, message: &Message, stored: &Stored) {
+    fn deliver_stored(&self, message: &Message, stored: &Stored, synced: bool) {
         let now = Instant::now();
         let offer = |user: &UserId, cursor: Cursor, frame: &dyn Fn() -> Frame| {
             let seats = self.0.hub.seats_of(user);
@@ -98,18 +108,28 @@ impl Relay {
             offer(user, *cursor, &|| message_frame(message, user, Some(*cursor)));
         } else {
             let encoded = Encoded::new(message);
-            for (user, cursor) in &stored.recipients {
+            let to_others = &stored.recipients[..stored.recipients.len() - usize::from(synced)];
+            for (user, cursor) in to_others {
                 offer(user, *cursor, &|| encoded.for_recipient(user, Some(*cursor)));
             }
+            for (user, cursor) in &stored.recipients[to_others.len()..] {
+                let to: Vec<UserId> = to_others.iter().map(|(user, _)| user.clone()).collect();
+                offer(user, *cursor, &|| encoded.shown_to(&to, Some(*cursor)));
+            }
         }
-        let (relay, users) = (self.clone(), stored.recipients.iter().map(|(user, _)| user.clone()).collect());
+        self.tell_other_nodes(stored.recipients.iter().map(|(user, _)| user.clone()).collect(), Notice::Stored);
+    }
+
+    /// Tells the nodes on which these users have streams, in the background.
+    fn tell_other_nodes(&self, users: Vec<UserId>, notice: impl Fn(Vec<UserId>) -> Notice + Send + Sync + 'static) {
         if self.0.plane.has_other_nodes() {
-            self.0.tasks.spawn(async move { relay.tell_other_nodes(users).await });
+            let relay = self.clone();
+            self.0.tasks.spawn(async move { relay.tell_nodes_of(users, notice).await });
         }
     }
 
     /// What can't be told is lost, and heals by the sequence rule.
-    async fn tell_other_nodes(&self, users: Vec<UserId>) {
+    async fn tell_nodes_of(&self, users: Vec<UserId>, notice: impl Fn(Vec<UserId>) -> Notice + Send + Sync) {
         let Ok(presences) = self.0.plane.locate(&users).await else { return };
         let mut by_node: HashMap<NodeId, Vec<UserId>> = HashMap::new();
         for (user, presence) in users.iter().zip(&presences) {
@@ -121,8 +141,8 @@ impl Relay {
             }
         }
         for (node, users) in by_node {
-            if let Err(error) = self.0.plane.tell(&node, Notice::Stored(users)).await {
-                tracing::debug!(node.id = %node, error = %error, "another node could not be told of new messages");
+            if let Err(error) = self.0.plane.tell(&node, notice(users)).await {
+                tracing::debug!(node.id = %node, error = %error, "another node could not be told of a message");
             }
         }
     }
@@ -135,6 +155,7 @@ impl Relay {
                     seat.set_behind();
                 }
             }
+            Notice::Recalled(id, users) => self.show_recall(id, &users),
             Notice::Close(seat, bye) => {
                 self.0.hub.end(&seat.user, seat.connection, bye);
             }
@@ -142,10 +163,37 @@ impl Relay {
         }
     }
 
+    /// Takes a message back: when this returns, no inbox has it and no push will go (CONTRACT.md 7).
+    ///
+    /// # Cancel safety
+    /// None: run it in a [`super::finish::Finish`].
+    pub async fn recall(&self, id: Uuid) -> Result<(), Error> {
+        let callbacks = &self.0.callbacks;
+        let wanted = callbacks.is_configured(Endpoint::Storage);
+        let room = if wanted { callbacks.reserve(Endpoint::Storage, 1) } else { None };
+        let recalled = self.0.store.recall(id, wanted, room.is_some(), Timestamp::now()).await?;
+        let Recalled { recipients, callback } = recalled.ok_or(Error::NotFound(NO_MESSAGE))?;
+        match room {
+            Some(room) => room.hand_over(callback.into_iter().collect()),
+            None if wanted => callbacks.overflowed(Endpoint::Storage),
+            None => {}
+        }
+        self.show_recall(id, &recipients);
+        self.tell_other_nodes(recipients, move |users| Notice::Recalled(id, users));
+        Ok(())
+    }
+
+    fn show_recall(&self, id: Uuid, users: &[UserId]) {
+        let frame = frame::recall(id);
+        for seat in users.iter().flat_map(|user| self.0.hub.seats_of(user)) {
+            seat.put_recall(id, frame.clone());
+        }
+    }
+
     /// A persisted message and how it fares.
     pub async fn message(&self, id: Uuid) -> Result<MessageStatus, Error> {
         let found = self.0.store.message(id, Timestamp::now()).await?;
-        found.ok_or(Error::NotFound("no such message: it was online-only, recalled, has expired, or never was"))
+        found.ok_or(Error::NotFound(NO_MESSAGE))
     }
 
     /// Lists callbacks that are not done.

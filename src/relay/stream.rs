@@ -3,7 +3,7 @@
 //! The sequence rule (CONTRACT.md 10.5): numbers are contiguous per user, and the stream knows the last that it wrote. Live `n == last + 1`
 //! is written, `n <= last` dropped, and `n > last + 1` means: read the store from `last`. So catch-up needs no handover.
 
-use super::frame::{self, Frame, GapReason, HEARTBEAT, message_frame};
+use super::frame::{self, Frame, GapReason, HEARTBEAT, entry_frame};
 use super::handle::Relay;
 use super::hub::{Receipt, Seat, Taken};
 use crate::domain::message::Cursor;
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep, sleep_until};
+use uuid::Uuid;
 
 /// A page of the store has at most so many messages, and at most `stream.queue_bytes` of payload.
 const PAGE_MESSAGES: usize = 100;
@@ -50,6 +51,8 @@ pub struct Stream {
     /// `last` moves here when the page is written: past the holes at its end.
     page_end: Cursor,
     reading: Option<Reading>,
+    /// Messages that were recalled while a page is being read, which may hold them.
+    recalled: Vec<Uuid>,
     timer: Pin<Box<Sleep>>,
     heartbeat_at: Instant,
     end_at: Option<(Instant, Bye)>,
@@ -73,6 +76,7 @@ impl Stream {
             page: VecDeque::new(),
             page_end: start.after,
             reading: None,
+            recalled: Vec::new(),
             timer: Box::pin(sleep_until(wake_at.into())),
             heartbeat_at,
             end_at,
@@ -126,6 +130,7 @@ impl Stream {
                         return Poll::Ready(bytes);
                     }
                 }
+                Some(Taken::Recall(id, frame)) => return Poll::Ready(self.recall(id, frame)),
                 Some(Taken::Behind) => self.behind = true,
                 Some(Taken::End(bye)) => return Poll::Ready(self.goodbye(bye)),
                 None if self.poll_reading(cx) => {}
@@ -163,6 +168,15 @@ impl Stream {
         Some(self.hand_on(frame, None))
     }
 
+    /// What was read before the recall is not shown after it.
+    fn recall(&mut self, id: Uuid, frame: Frame) -> Bytes {
+        self.page.retain(|entry| entry.message.id != id);
+        if self.reading.is_some() {
+            self.recalled.push(id);
+        }
+        self.hand_on(frame, None)
+    }
+
     fn is_catching_up(&self) -> bool {
         self.behind || self.reading.is_some() || !self.page.is_empty()
     }
@@ -184,7 +198,9 @@ impl Stream {
             self.move_to(self.last.max(self.page_end));
             return None;
         };
-        let frame = message_frame(&entry.message, self.seat.user(), Some(entry.cursor));
+        let own = std::slice::from_ref(self.seat.user());
+        let to = if entry.to.is_empty() { own } else { &entry.to };
+        let frame = entry_frame(&entry.message, to, Some(entry.cursor));
         self.written_up_to(entry.cursor);
         Some(self.hand_on(frame, None))
     }
@@ -203,7 +219,9 @@ impl Stream {
                 Ok((page, lost_to)) => {
                     self.behind |= page.more;
                     self.page_end = page.next;
+                    let recalled = std::mem::take(&mut self.recalled);
                     self.page = page.entries.into();
+                    self.page.retain(|entry| !recalled.contains(&entry.message.id));
                     if let Some(lost_to) = lost_to {
                         self.move_to(lost_to);
                         self.opening.push_back(frame::gap(GapReason::Expired, lost_to));

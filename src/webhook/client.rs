@@ -6,7 +6,7 @@ use crate::config::Outlet;
 use crate::domain::retry::retry_after;
 use crate::domain::time::Timestamp;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, ClientBuilder, Response, Url};
 use std::error::Error;
@@ -99,8 +99,11 @@ impl FailureKind {
     }
 }
 
-/// An endpoint of the operator. `Debug` never shows its URL, which may bear credentials.
-pub struct Webhook {
+/// An endpoint of the operator, which may be said anew while events go there. `Debug` never shows its URL, which may bear credentials.
+pub struct Webhook(RwLock<Arc<Way>>);
+
+/// How to get there.
+struct Way {
     client: Client,
     url: Url,
     guard: Guard,
@@ -112,7 +115,7 @@ pub struct Webhook {
 
 impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Webhook").field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("Webhook").field("timeout", &self.0.read().timeout).finish_non_exhaustive()
     }
 }
 
@@ -128,7 +131,13 @@ impl Webhook {
         let client = guarded(Arc::new(resolver)).pool_max_idle_per_host(outlet.concurrency);
         let client = client.build().map_err(SetupError::Client)?;
         let signer = Signer::new(&outlet.secrets)?;
-        Ok(Self { client, url, guard, signer, timeout: outlet.timeout, pooled_at: Mutex::new(None) })
+        let way = Way { client, url, guard, signer, timeout: outlet.timeout, pooled_at: Mutex::new(None) };
+        Ok(Self(RwLock::new(Arc::new(way))))
+    }
+
+    /// From now on events go where `other` goes. Those in flight end as they were begun.
+    pub fn replace(&self, other: Self) {
+        *self.0.write() = other.0.into_inner();
     }
 
     /// Posts a JSON body as the event `id`.
@@ -136,24 +145,28 @@ impl Webhook {
     /// # Cancel safety
     /// A dropped call may or may not have reached the endpoint.
     pub async fn post(&self, id: &str, body: Bytes) -> Posted {
-        if let Err(refused) = self.guard.check_url(&self.url) {
-            return Posted::Failed(Failure::without_answer(FailureKind::Address, &refused));
-        }
-        match tokio::time::timeout(self.timeout, self.exchange(id, body)).await {
-            Ok(posted) => posted,
-            Err(elapsed) => Posted::Failed(Failure::without_answer(FailureKind::Timeout, &elapsed)),
-        }
+        // What an endpoint says of an event it has taken is of no interest.
+        self.ask(id, body, 0).await.map_or_else(Posted::Failed, |_| Posted::Success)
     }
 
-    async fn exchange(&self, id: &str, body: Bytes) -> Posted {
-        match self.send(id, body).await {
-            Ok(response) => {
-                let posted = read(response).await;
-                *self.pooled_at.lock() = Some(Instant::now());
-                posted
-            }
-            Err(error) => Posted::Failed(Failure::of_error(error)),
-        }
+    /// Posts a JSON body as the question `id`, and returns the answer's body: at most `limit` bytes of it are taken.
+    pub async fn ask(&self, id: &str, body: Bytes, limit: usize) -> Result<Vec<u8>, Failure> {
+        let way = Arc::clone(&self.0.read());
+        way.ask(id, body, limit).await
+    }
+}
+
+impl Way {
+    async fn ask(&self, id: &str, body: Bytes, limit: usize) -> Result<Vec<u8>, Failure> {
+        self.guard.check_url(&self.url).map_err(|refused| Failure::without_answer(FailureKind::Address, &refused))?;
+        let asking = async {
+            let response = self.send(id, body).await.map_err(Failure::of_error)?;
+            let answer = answer(response, limit).await;
+            *self.pooled_at.lock() = Some(Instant::now());
+            answer
+        };
+        let timed_out = |elapsed| Failure::without_answer(FailureKind::Timeout, &elapsed);
+        tokio::time::timeout(self.timeout, asking).await.unwrap_or_else(|elapsed| Err(timed_out(elapsed)))
     }
 
     /// Sends the request, once more if a connection from the pool turns out to have been closed by the other side: that is no failure of
@@ -199,20 +212,22 @@ fn broke_off(error: &reqwest::Error) -> bool {
     error.is_request() && !error.is_connect() && !error.is_timeout()
 }
 
-async fn read(mut response: Response) -> Posted {
+/// The body of a 2xx, up to `limit` bytes of it.
+async fn answer(mut response: Response, limit: usize) -> Result<Vec<u8>, Failure> {
     let status = response.status();
-    let body = match beginning(&mut response).await {
+    let keep = if status.is_success() { limit } else { TEXT_LIMIT };
+    let body = match beginning(&mut response, keep).await {
         Ok(body) => body,
         // Head and body make the success: a 2xx whose body breaks off may come from a proxy whose backend died.
         Err(error) if status.is_success() => {
-            return Posted::Failed(Failure { status: Some(status.as_u16()), ..Failure::of_error(error) });
+            return Err(Failure { status: Some(status.as_u16()), ..Failure::of_error(error) });
         }
         Err(_) => Vec::new(),
     };
     if status.is_success() {
-        return Posted::Success;
+        return Ok(body);
     }
-    Posted::Failed(Failure {
+    Err(Failure {
         kind: FailureKind::Status,
         status: Some(status.as_u16()),
         retry_after: asked_wait(status.as_u16(), response.headers()),
@@ -221,14 +236,15 @@ async fn read(mut response: Response) -> Posted {
     })
 }
 
-/// Reads the body up to [`BODY_LIMIT`], and returns up to [`TEXT_LIMIT`] of it. The rest is never read: dropping the answer closes its connection.
-async fn beginning(response: &mut Response) -> reqwest::Result<Vec<u8>> {
+/// Reads the body, and returns up to `keep` bytes of it. No more than [`BODY_LIMIT`] or `keep` are read: dropping the answer closes its
+/// connection.
+async fn beginning(response: &mut Response, keep: usize) -> reqwest::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut seen = 0;
     while let Some(chunk) = response.chunk().await? {
         seen += chunk.len();
-        text.extend_from_slice(&chunk[..chunk.len().min(TEXT_LIMIT - text.len())]);
-        if seen >= BODY_LIMIT {
+        text.extend_from_slice(&chunk[..chunk.len().min(keep - text.len())]);
+        if seen >= BODY_LIMIT.max(keep) {
             break;
         }
     }

@@ -23,7 +23,7 @@ fn unknown_paths_are_not_found_and_other_methods_are_told_which_is_right() {
     for (method, path, allow) in [
         ("GET", "/v1/messages", "POST"),
         ("PUT", "/v1/messages", "POST"),
-        ("PATCH", "/v1/messages/x", "GET"),
+        ("PATCH", "/v1/messages/x", "GET, DELETE"),
         ("POST", "/v1/stream", "GET"),
         ("POST", "/v1/inbox", "GET"),
         ("GET", "/v1/ack", "POST"),
@@ -36,6 +36,9 @@ fn unknown_paths_are_not_found_and_other_methods_are_told_which_is_right() {
         ("POST", "/v1/callbacks", "GET"),
         ("GET", "/v1/callbacks/retry", "POST"),
         ("GET", "/v1/callbacks/x/retry", "POST"),
+        ("PATCH", "/v1/groups/x/members", "GET, POST"),
+        ("GET", "/v1/groups/x/members/y", "PUT, DELETE"),
+        ("GET", "/v1/groups/x", "DELETE"),
         ("POST", "/healthz", "GET"),
         ("POST", "/readyz", "GET"),
         ("POST", "/openapi.json", "GET"),

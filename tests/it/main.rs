@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod bad_input;
+mod batch;
+mod before_send;
 mod callbacks;
 mod cli_live;
 mod cors;
@@ -10,6 +12,7 @@ mod crash;
 mod credentials;
 mod disk;
 mod errors;
+mod groups;
 mod harness;
 mod harness_holds;
 mod http2;
@@ -20,9 +23,17 @@ mod keys;
 mod online_only;
 mod ops;
 mod persisted;
+mod postgres;
 mod presence;
+mod presence_news;
+mod rates;
+mod recall;
 mod reload;
 mod roundabout;
+#[path = "../servers/mod.rs"]
+#[expect(dead_code, reason = "the library's tests and those of `tests/it` need a part each")]
+mod servers;
+mod servers_hold;
 mod stream;
 mod support;
 mod tls;

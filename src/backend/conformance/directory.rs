@@ -2,7 +2,7 @@
 
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::{Claimed, Directory, KeyClaim, SeatError, Ticket};
+use crate::ports::{Claimed, Directory, KeyClaim, SeatError, Ticket, Unseated};
 use bytes::Bytes;
 use std::time::Duration;
 use uuid::Uuid;
@@ -36,25 +36,50 @@ pub async fn all<D: Directory, F: Future<Output = D>>(fresh: impl Fn() -> F) {
     activity_never_goes_back(&fresh().await).await;
     a_key_is_claimed_once_and_then_answers(&fresh().await).await;
     a_ticket_is_good_once_and_in_time(&fresh().await).await;
+    coming_and_going_are_news_once(&fresh().await).await;
+}
+
+async fn gone(d: &impl Directory, name: &str, connection: u64) -> u64 {
+    match d.unseat(&user("bob"), &device(name), connection).await.unwrap() {
+        Unseated::Last(version) => version,
+        other @ (Unseated::Absent | Unseated::One) => panic!("{other:?}"),
+    }
+}
+
+async fn coming_and_going_are_news_once(d: &impl Directory) {
+    assert!(!d.take_departure(&user("bob"), 0).await.unwrap(), "never seen");
+    let came = d.seat(seat("bob", "phone", 1), 20).await.unwrap().arrival.unwrap();
+    assert_eq!(d.seat(seat("bob", "tv", 2), 20).await.unwrap().arrival, None, "is here already");
+    assert_eq!(d.unseat(&user("bob"), &device("phone"), 1).await.unwrap(), Unseated::One);
+    let first = gone(d, "tv", 2).await;
+    assert_eq!(d.seat(seat("bob", "tv", 3), 20).await.unwrap().arrival, None, "nobody was told of the departure");
+    assert!(!d.take_departure(&user("bob"), first).await.unwrap(), "is back");
+    let went = gone(d, "tv", 3).await;
+    assert!(!d.take_departure(&user("bob"), first).await.unwrap(), "was back meanwhile");
+    assert!(d.take_departure(&user("bob"), went).await.unwrap());
+    assert!(!d.take_departure(&user("bob"), went).await.unwrap(), "once");
+    let again = d.seat(seat("bob", "tv", 4), 20).await.unwrap().arrival.unwrap();
+    assert!(came < first && first < went && went < again);
 }
 
 async fn a_seat_is_located_until_it_is_withdrawn(d: &impl Directory) {
-    assert_eq!(d.seat(seat("bob", "phone", 1), 20).await.unwrap(), None);
-    assert_eq!(d.seat(seat("bob", "tv", 2), 20).await.unwrap(), None);
+    assert_eq!(d.seat(seat("bob", "phone", 1), 20).await.unwrap().replaced, None);
+    assert_eq!(d.seat(seat("bob", "tv", 2), 20).await.unwrap().replaced, None);
     let found = d.locate(&[user("carol"), user("bob")]).await.unwrap();
     assert_eq!((found[0].version, found[0].seats.len()), (0, 0), "never seen");
     let connections: Vec<_> = found[1].seats.iter().map(|s| s.connection).collect();
     assert_eq!(connections, [1, 2]);
-    assert!(d.unseat(&user("bob"), &device("phone"), 1).await.unwrap());
-    assert!(!d.unseat(&user("bob"), &device("phone"), 1).await.unwrap(), "only once");
+    assert_eq!(d.unseat(&user("bob"), &device("phone"), 1).await.unwrap(), Unseated::One);
+    assert_eq!(d.unseat(&user("bob"), &device("phone"), 1).await.unwrap(), Unseated::Absent, "only once");
     assert_eq!(d.locate(&[user("bob")]).await.unwrap()[0].seats.len(), 1);
+    gone(d, "tv", 2).await;
 }
 
 async fn a_late_goodbye_never_removes_the_successor(d: &impl Directory) {
     d.seat(seat("bob", "phone", 1), 20).await.unwrap();
     let replaced = d.seat(seat("bob", "phone", 2), 20).await.unwrap();
-    assert_eq!(replaced.unwrap().connection, 1);
-    assert!(!d.unseat(&user("bob"), &device("phone"), 1).await.unwrap());
+    assert_eq!(replaced.replaced.unwrap().connection, 1);
+    assert_eq!(d.unseat(&user("bob"), &device("phone"), 1).await.unwrap(), Unseated::Absent);
     assert_eq!(d.locate(&[user("bob")]).await.unwrap()[0].seats[0].connection, 2);
 }
 
@@ -62,8 +87,8 @@ async fn devices_are_bounded_but_replacements_are_not(d: &impl Directory) {
     d.seat(seat("bob", "a", 1), 2).await.unwrap();
     d.seat(seat("bob", "b", 2), 2).await.unwrap();
     assert!(matches!(d.seat(seat("bob", "c", 3), 2).await, Err(SeatError::TooManyDevices(2))));
-    assert!(d.seat(seat("bob", "a", 4), 2).await.unwrap().is_some());
-    assert!(d.seat(seat("carol", "c", 5), 2).await.unwrap().is_none());
+    assert!(d.seat(seat("bob", "a", 4), 2).await.unwrap().replaced.is_some());
+    assert!(d.seat(seat("carol", "c", 5), 2).await.unwrap().replaced.is_none());
 }
 
 async fn the_version_grows_with_every_change(d: &impl Directory) {
@@ -72,7 +97,7 @@ async fn the_version_grows_with_every_change(d: &impl Directory) {
         match step {
             0 => drop(d.seat(seat("bob", "a", 1), 20).await.unwrap()),
             1 => assert!(d.touch(&user("bob"), &device("a"), None, Timestamp::from_ms(5_000)).await.unwrap().is_some()),
-            2 => assert!(d.unseat(&user("bob"), &device("a"), 1).await.unwrap()),
+            2 => drop(gone(d, "a", 1).await),
             _ => drop(d.seat(seat("bob", "a", 2), 20).await.unwrap()),
         }
         let version = d.locate(&[user("bob")]).await.unwrap()[0].version;

@@ -1,4 +1,5 @@
 //! What every implementation of a port must do: one body of tests, run by each backend's own tests.
 
 pub mod directory;
+pub mod groups;
 pub mod store;

@@ -8,7 +8,7 @@ use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, Use
 use crate::domain::time::Timestamp;
 use crate::ports::{
     Away, BodyHash, Bus, Claimed, Directory, KeyClaim, KeyError, NodeDoor, Notice, OfferError, RemoteOffer, SeatError,
-    Ticket, TicketError, Verdict,
+    Seated, Ticket, TicketError, Unseated, Verdict,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,12 +27,16 @@ pub struct MemoryPlane {
 
 #[async_trait]
 impl Directory for MemoryPlane {
-    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError> {
+    async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Seated, SeatError> {
         self.presence.seat(seat, max_devices)
     }
 
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<bool, Away> {
+    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
         Ok(self.presence.unseat(user, device, connection))
+    }
+
+    async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away> {
+        Ok(self.presence.take_departure(user, version))
     }
 
     async fn touch(

@@ -3,7 +3,7 @@
 use crate::domain::by_user::ByUser;
 use crate::domain::seat::{DeviceId, DeviceState, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::SeatError;
+use crate::ports::{SeatError, Seated, Unseated};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 
@@ -13,8 +13,15 @@ const OFFLINE_REMEMBERED: usize = 200_000;
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(super) struct PresenceTable {
-    users: ByUser<Presence>,
+    users: ByUser<Entry>,
     offline: Mutex<VecDeque<(UserId, u64)>>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    presence: Presence,
+    /// The operator was told that the user is here, or is about to be.
+    announced: bool,
 }
 
 /// The greater of the last one + 1 and the time in microseconds, so that it goes on growing after a user was forgotten.
@@ -24,9 +31,9 @@ fn next_version(last: u64) -> u64 {
 }
 
 impl PresenceTable {
-    pub(super) fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Option<SeatInfo>, SeatError> {
+    pub(super) fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Seated, SeatError> {
         let mut users = self.users.write(&seat.user);
-        let presence = users.entry(seat.user.clone()).or_default();
+        let Entry { presence, announced } = users.entry(seat.user.clone()).or_default();
         let is_full = presence.seats.len() >= max_devices;
         let same_device = presence.seats.iter_mut().find(|s| s.device == seat.device);
         let replaced = match same_device {
@@ -38,24 +45,30 @@ impl PresenceTable {
             }
         };
         presence.version = next_version(presence.version);
-        Ok(replaced)
+        let arrival = (!std::mem::replace(announced, true)).then_some(presence.version);
+        Ok(Seated { replaced, arrival })
     }
 
-    pub(super) fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> bool {
+    pub(super) fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Unseated {
         let mut users = self.users.write(user);
-        let Some(presence) = users.get_mut(user) else { return false };
+        let Some(Entry { presence, .. }) = users.get_mut(user) else { return Unseated::Absent };
         let before = presence.seats.len();
         presence.seats.retain(|s| !(s.device == *device && s.connection == connection));
         if presence.seats.len() == before {
-            return false;
+            return Unseated::Absent;
         }
         presence.version = next_version(presence.version);
         let gone = presence.seats.is_empty().then_some(presence.version);
         drop(users);
-        if let Some(version) = gone {
-            self.remember_offline(user, version);
-        }
-        true
+        let Some(version) = gone else { return Unseated::One };
+        self.remember_offline(user, version);
+        Unseated::Last(version)
+    }
+
+    pub(super) fn take_departure(&self, user: &UserId, version: u64) -> bool {
+        let mut users = self.users.write(user);
+        let Some(Entry { presence, announced }) = users.get_mut(user) else { return false };
+        presence.seats.is_empty() && presence.version == version && std::mem::take(announced)
     }
 
     /// Forgets the users who have been offline for longest, beyond the bound.
@@ -67,7 +80,7 @@ impl PresenceTable {
         if let Some((user, version)) = oldest {
             let mut users = self.users.write(&user);
             // A later version means that the user was here since: another entry of the list stands for that.
-            if users.get(&user).is_some_and(|p| p.seats.is_empty() && p.version == version) {
+            if users.get(&user).is_some_and(|e| e.presence.seats.is_empty() && e.presence.version == version) {
                 users.remove(&user);
             }
         }
@@ -81,7 +94,7 @@ impl PresenceTable {
         at: Timestamp,
     ) -> Option<SeatInfo> {
         let mut users = self.users.write(user);
-        let presence = users.get_mut(user)?;
+        let Entry { presence, .. } = users.get_mut(user)?;
         let seat = presence.seats.iter_mut().find(|s| s.device == *device)?;
         seat.last_active_at = seat.last_active_at.max(at);
         seat.state = state.unwrap_or(seat.state);
@@ -90,7 +103,7 @@ impl PresenceTable {
     }
 
     pub(super) fn locate(&self, user: &UserId) -> Presence {
-        self.users.read(user).get(user).cloned().unwrap_or_default()
+        self.users.read(user).get(user).map(|entry| entry.presence.clone()).unwrap_or_default()
     }
 }
 

@@ -1,9 +1,10 @@
 //! A message, its place in every inbox, its callbacks and its idempotency key: one transaction (CONTRACT.md 10.4, 10.6).
 
-use super::columns::{endpoint_number, id, number, push_column, spots, state_number, time};
+use super::columns::{id, spots, time};
 use super::leases::Leased;
-use super::recipients::{Spot, encode};
 use super::writer::Writing;
+use crate::backend::durable::forms::{callback_id, endpoint_number, number, push_column, state_number};
+use crate::backend::durable::recipients::{Spot, encode};
 use crate::domain::callback::{Callback, CallbackState, Endpoint};
 use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
@@ -28,17 +29,26 @@ impl<'a> Inserts<'a> {
         Ok(Self {
             message: db.prepare_cached(
                 "INSERT INTO message
-                 (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                 (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload, synced)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             )?,
             inbox: db.prepare_cached(
                 "INSERT INTO inbox (user, cursor, message, expires_at, push_state) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?,
             outbox: db.prepare_cached(
-                "INSERT INTO outbox (endpoint, due_at, id, message, user, cursor) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO outbox (endpoint, due_at, id, message, user, cursor, recalled)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?,
         })
     }
+}
+
+/// What a callback is about.
+#[derive(Clone, Copy)]
+pub(super) struct Told {
+    pub endpoint: Endpoint,
+    pub message: Uuid,
+    pub recalled: bool,
 }
 
 impl Writing<'_> {
@@ -53,13 +63,16 @@ impl Writing<'_> {
         let list = encode(&spots);
         let seq = self.insert_message(new, &list)?;
         self.insert_inbox_rows(new, seq, &spots)?;
+        let (id, sent_at) = (new.message.id, new.message.sent_at);
         let mut leased = Vec::new();
         if new.storage_callback {
-            let callback = self.insert_callback(new, Endpoint::Storage, new.message.sent_at, None)?;
+            let told = Told { endpoint: Endpoint::Storage, message: id, recalled: false };
+            let callback = self.insert_callback(told, sent_at, sent_at, None)?;
             leased.extend(new.lease.storage.then_some(callback));
         }
         for ((user, &due_at), &spot) in new.recipients.iter().zip(&new.push_due).zip(&spots) {
-            let callback = self.insert_callback(new, Endpoint::Push, due_at, Some((user, spot)))?;
+            let told = Told { endpoint: Endpoint::Push, message: id, recalled: false };
+            let callback = self.insert_callback(told, sent_at, due_at, Some((user, spot)))?;
             leased.extend(new.lease.push.then_some(callback));
         }
         if let Some(key) = &new.key {
@@ -88,13 +101,14 @@ impl Writing<'_> {
             push_column(&new.push),
             list,
             message.payload.as_bytes(),
+            new.synced,
         ])?;
         Ok(self.db.last_insert_rowid())
     }
 
     fn insert_inbox_rows(&mut self, new: &Append, seq: i64, spots: &[Spot]) -> Result<()> {
-        let push = if new.push_due.is_empty() { CallbackState::Off } else { CallbackState::Waiting };
-        for &(user, cursor) in spots {
+        for (n, &(user, cursor)) in spots.iter().enumerate() {
+            let push = if n < new.push_due.len() { CallbackState::Waiting } else { CallbackState::Off };
             self.inserts.inbox.execute(params![
                 user,
                 number(cursor),
@@ -128,31 +142,27 @@ impl Writing<'_> {
         Ok(())
     }
 
-    fn insert_callback(
+    /// Adds a callback that was made at `made_at`.
+    pub fn insert_callback(
         &mut self,
-        new: &Append,
-        endpoint: Endpoint,
+        told: Told,
+        made_at: Timestamp,
         due_at: Timestamp,
         recipient: Option<(&UserId, Spot)>,
     ) -> Result<Callback> {
-        let id = self.callback_id(new.message.sent_at);
+        let Told { endpoint, message, recalled } = told;
+        let id = callback_id(self.ids, made_at);
         self.inserts.outbox.execute(params![
             endpoint_number(endpoint),
             due_at.as_ms(),
             id.as_bytes(),
-            new.message.id.as_bytes(),
+            message.as_bytes(),
             recipient.map(|(_, (user, _))| user),
             recipient.map(|(_, (_, cursor))| number(cursor)),
+            recalled,
         ])?;
         let recipient = recipient.map(|(user, (_, cursor))| (user.clone(), cursor));
-        Ok(Callback { id, endpoint, message: new.message.id, recipient, attempts: 0, due_at })
-    }
-
-    /// Greater than every earlier one of this process.
-    fn callback_id(&self, made_at: Timestamp) -> Uuid {
-        let s = made_at.as_s().unsigned_abs();
-        let ns = made_at.since(Timestamp::from_ms(made_at.as_s() * 1000)).subsec_nanos();
-        Uuid::new_v7(uuid::Timestamp::from_unix(self.ids, s, ns))
+        Ok(Callback { id, endpoint, message, recalled, recipient, attempts: 0, due_at })
     }
 
     fn insert_key(&self, new: &Append, key: &StoreKey, list: &[u8]) -> Result<()> {

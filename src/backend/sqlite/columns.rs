@@ -1,6 +1,7 @@
 //! The words of the domain as columns, and back. A column that can't be read is an error of its row, never a panic.
 
-use super::recipients::{Spot, decode};
+use crate::backend::durable::forms::{endpoint_of, push_of, state_of};
+use crate::backend::durable::recipients::{Spot, decode};
 use crate::domain::callback::{Callback, CallbackState, Endpoint, LastError};
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
 use crate::domain::seat::{GroupId, NameError, UserId};
@@ -8,7 +9,6 @@ use crate::domain::time::Timestamp;
 use bytes::Bytes;
 use rusqlite::types::Type;
 use rusqlite::{Error, Result, Row};
-use std::time::Duration;
 use uuid::Uuid;
 
 /// The columns that [`message`] reads, of the table `m`.
@@ -17,9 +17,9 @@ pub(super) const MESSAGE: &str = "m.id, m.sender, m.grp, m.kind, m.payload, m.se
 pub(super) const MESSAGE_COLUMNS: usize = 6;
 
 /// The columns that [`callback`] reads, of the tables `c` (the callback) and `u` (its user, if it has one).
-pub(super) const CALLBACK: &str = "c.id, c.endpoint, c.message, u.name, c.cursor, c.attempts, c.due_at";
+pub(super) const CALLBACK: &str = "c.id, c.endpoint, c.message, u.name, c.cursor, c.attempts, c.due_at, c.recalled";
 /// How many those are.
-pub(super) const CALLBACK_COLUMNS: usize = 7;
+pub(super) const CALLBACK_COLUMNS: usize = 8;
 
 #[derive(Debug, thiserror::Error)]
 #[error("a damaged row: {0}")]
@@ -27,11 +27,6 @@ struct Damaged(&'static str);
 
 fn damaged(column: usize, kind: Type, what: &'static str) -> Error {
     Error::FromSqlConversionFailure(column, kind, Box::new(Damaged(what)))
-}
-
-/// A cursor as a column.
-pub(super) fn number(cursor: Cursor) -> i64 {
-    i64::try_from(cursor.get()).unwrap_or(i64::MAX)
 }
 
 pub(super) fn cursor(row: &Row<'_>, column: usize) -> Result<Cursor> {
@@ -67,65 +62,20 @@ pub(super) fn message(row: &Row<'_>) -> Result<Message> {
     })
 }
 
-/// What is pushed, as a column.
-pub(super) fn push_column(push: &PushWish) -> Option<&[u8]> {
-    match push {
-        PushWish::Off => None,
-        PushWish::Plain => Some(b""),
-        PushWish::With(json) => Some(json.as_bytes()),
-    }
-}
-
 pub(super) fn push(row: &Row<'_>, column: usize) -> Result<PushWish> {
-    Ok(match row.get_ref(column)?.as_blob_or_null()? {
-        None => PushWish::Off,
-        Some(b"") => PushWish::Plain,
-        Some(json) => PushWish::With(RawJson::from_checked(Bytes::copy_from_slice(json))),
-    })
+    Ok(push_of(row.get_ref(column)?.as_blob_or_null()?))
 }
 
 pub(super) fn spots(row: &Row<'_>, column: usize) -> Result<Vec<Spot>> {
     decode(row.get_ref(column)?.as_blob()?).ok_or_else(|| damaged(column, Type::Blob, "no list of recipients"))
 }
 
-/// An endpoint as a column.
-pub(super) fn endpoint_number(endpoint: Endpoint) -> i64 {
-    match endpoint {
-        Endpoint::Storage => 1,
-        Endpoint::Push => 2,
-    }
-}
-
 fn endpoint(row: &Row<'_>, column: usize) -> Result<Endpoint> {
-    match row.get(column)? {
-        1 => Ok(Endpoint::Storage),
-        2 => Ok(Endpoint::Push),
-        n => Err(Error::IntegralValueOutOfRange(column, n)),
-    }
-}
-
-/// A state as a column.
-pub(super) fn state_number(state: CallbackState) -> i64 {
-    match state {
-        CallbackState::Off => 0,
-        CallbackState::Waiting => 1,
-        CallbackState::Sent => 2,
-        CallbackState::Failing => 3,
-        CallbackState::Dead => 4,
-        CallbackState::NotNeeded => 5,
-    }
+    endpoint_of(row.get(column)?).ok_or_else(|| damaged(column, Type::Integer, "no endpoint"))
 }
 
 pub(super) fn state(row: &Row<'_>, column: usize) -> Result<CallbackState> {
-    match row.get(column)? {
-        0 => Ok(CallbackState::Off),
-        1 => Ok(CallbackState::Waiting),
-        2 => Ok(CallbackState::Sent),
-        3 => Ok(CallbackState::Failing),
-        4 => Ok(CallbackState::Dead),
-        5 => Ok(CallbackState::NotNeeded),
-        n => Err(Error::IntegralValueOutOfRange(column, n)),
-    }
+    state_of(row.get(column)?).ok_or_else(|| damaged(column, Type::Integer, "no state of a callback"))
 }
 
 pub(super) fn callback(row: &Row<'_>) -> Result<Callback> {
@@ -137,6 +87,7 @@ pub(super) fn callback(row: &Row<'_>) -> Result<Callback> {
         id: id(row, 0)?,
         endpoint: endpoint(row, 1)?,
         message: id(row, 2)?,
+        recalled: row.get(7)?,
         recipient,
         attempts: row.get(5)?,
         due_at: time(row, 6)?,
@@ -147,10 +98,4 @@ pub(super) fn callback(row: &Row<'_>) -> Result<Callback> {
 pub(super) fn last_error(row: &Row<'_>, column: usize) -> Result<Option<LastError>> {
     let Some(detail) = row.get(column + 1)? else { return Ok(None) };
     Ok(Some(LastError { status: row.get(column)?, detail }))
-}
-
-/// The time in a UUIDv7.
-pub(super) fn made_at(id: Uuid) -> Timestamp {
-    let (s, ns) = id.get_timestamp().map_or((0, 0), |t| t.to_unix());
-    Timestamp::from_ms(0).plus(Duration::new(s, ns))
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 /// See [`crate::ports::Store::content`].
 pub(super) fn content(db: &Connection, callback: &Callback, inbox_max: u64, now: Timestamp) -> Result<CallbackContent> {
     let content = match (callback.endpoint, &callback.recipient) {
+        (Endpoint::Storage, _) if callback.recalled => Some(CallbackContent::Recalled),
         (Endpoint::Storage, _) => stored(db, callback.message)?,
         (Endpoint::Push, Some((user, cursor))) => match Reader::open(db, user, inbox_max, now)? {
             Some(reader) if reader.has(*cursor)? && !reader.is_taken(*cursor)? => {
@@ -27,13 +28,16 @@ pub(super) fn content(db: &Connection, callback: &Callback, inbox_max: u64, now:
 /// Also of a message that has left the inboxes.
 fn stored(db: &Connection, id: Uuid) -> Result<Option<CallbackContent>> {
     let found = db
-        .prepare_cached(&format!("SELECT {MESSAGE}, m.expires_at, m.recipients FROM message m WHERE m.id = ?1"))?
+        .prepare_cached(&format!(
+            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.synced FROM message m WHERE m.id = ?1"
+        ))?
         .query_row([id.as_bytes()], |row| {
-            Ok((message(row)?, time(row, MESSAGE_COLUMNS)?, spots(row, MESSAGE_COLUMNS + 1)?))
+            let expires_at = time(row, MESSAGE_COLUMNS)?;
+            Ok((message(row)?, expires_at, spots(row, MESSAGE_COLUMNS + 1)?, row.get(MESSAGE_COLUMNS + 2)?))
         })
         .optional()?;
-    let Some((message, expires_at, spots)) = found else { return Ok(None) };
-    Ok(Some(CallbackContent::Stored { message, expires_at, recipients: named(db, &spots)? }))
+    let Some((message, expires_at, spots, synced)) = found else { return Ok(None) };
+    Ok(Some(CallbackContent::Stored { message, expires_at, synced, recipients: named(db, &spots)? }))
 }
 
 fn pushed(db: &Connection, id: Uuid, reader: &Reader<'_>) -> Result<Option<CallbackContent>> {

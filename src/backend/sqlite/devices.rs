@@ -1,7 +1,8 @@
 //! What devices have acknowledged, when they were last online, and what was handed to their streams.
 
-use super::columns::{cursor, number};
+use super::columns::cursor;
 use super::writer::Writing;
+use crate::backend::durable::forms::number;
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, UserId};
 use crate::domain::time::Timestamp;

@@ -7,13 +7,13 @@ mod checkpoint;
 mod columns;
 mod content;
 mod devices;
+mod groups;
+mod jobs;
 mod leases;
-mod metrics;
 mod outbox;
-mod queue;
 mod read;
 mod readers;
-mod recipients;
+mod recall;
 mod retention;
 mod schema;
 mod users;
@@ -24,21 +24,22 @@ mod tests;
 
 pub use schema::OpenError;
 
+use super::durable::metrics::Metrics;
+use super::durable::queue::{Size, append_size, closed};
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
 use crate::domain::message::Cursor;
-use crate::domain::seat::{DeviceId, UserId};
+use crate::domain::seat::{DeviceId, GroupId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{
-    Acked, Append, Appended, Backlog, BodyHash, CallbackContent, CallbackEntry, CallbackFilter, DeviceNote,
-    MessageStatus, Page, PageLimit, Position, Store, StoreError,
+    Acked, Append, Appended, Backlog, BodyHash, CallbackContent, CallbackEntry, CallbackFilter, Changed, DeviceNote,
+    GroupState, MemberChange, MessageStatus, Page, PageLimit, Position, Recalled, Store, StoreError,
 };
 use async_trait::async_trait;
 use checkpoint::Stop;
+use jobs::{Queue, Task};
 use leases::{Leased, Leases};
-use metrics::Metrics;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use queue::{Queue, Size, Task};
 use readers::Readers;
 use std::path::Path;
 use std::sync::Arc;
@@ -140,7 +141,7 @@ impl SqliteStore {
     {
         let (reply, answer) = oneshot::channel();
         self.queue.push(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| queue::closed())?
+        answer.await.map_err(|_| closed())?
     }
 }
 
@@ -169,6 +170,38 @@ impl Store for SqliteStore {
 
     async fn message(&self, id: Uuid, now: Timestamp) -> Result<Option<MessageStatus>, StoreError> {
         self.readers.read(move |db| read::status(db, id, now)).await
+    }
+
+    async fn recall(
+        &self,
+        id: Uuid,
+        callback: bool,
+        lease: bool,
+        now: Timestamp,
+    ) -> Result<Option<Recalled>, StoreError> {
+        let recalled = self.write(Size::BITE, move |db| db.recall(id, callback, lease, now)).await?;
+        Ok(recalled.map(|(recalled, leased)| Recalled { callback: leased.take().pop(), ..recalled }))
+    }
+
+    async fn change_members(&self, group: &GroupId, change: MemberChange, max: usize) -> Result<Changed, StoreError> {
+        let rows = change.add.len() + change.remove.len();
+        let (group, size) = (group.clone(), Size { rows, bytes: rows * 128 });
+        self.write(size, move |db| db.change_members(&group, &change, max)).await
+    }
+
+    async fn delete_group(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let group = group.clone();
+        self.write(Size::BITE, move |db| db.delete_group(&group)).await
+    }
+
+    async fn group(&self, group: &GroupId) -> Result<Option<GroupState>, StoreError> {
+        let group = group.clone();
+        self.readers.read(move |db| groups::state(db, &group)).await
+    }
+
+    async fn members(&self, group: &GroupId, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, StoreError> {
+        let (group, after) = (group.clone(), after.cloned());
+        self.readers.read(move |db| groups::members(db, &group, after.as_ref(), limit)).await
     }
 
     async fn peek_key(&self, key: &str, now: Timestamp) -> Result<Option<BodyHash>, StoreError> {
@@ -221,7 +254,7 @@ impl Store for SqliteStore {
             settlements.iter().try_for_each(|settlement| db.settle(settlement))
         };
         self.queue.push_relief(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| queue::closed())?
+        answer.await.map_err(|_| closed())?
     }
 
     async fn callbacks(&self, filter: CallbackFilter) -> Result<Vec<CallbackEntry>, StoreError> {
@@ -266,13 +299,5 @@ impl Store for SqliteStore {
     async fn close(&self) {
         let threads = self.end_threads();
         let _ = tokio::task::spawn_blocking(move || join(threads)).await;
-    }
-}
-
-fn append_size(new: &Append) -> Size {
-    let recipients = new.recipients.len();
-    Size {
-        rows: 2 + recipients + new.push_due.len(),
-        bytes: new.message.payload.as_bytes().len() + 512 + recipients * 64,
     }
 }

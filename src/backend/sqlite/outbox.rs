@@ -1,10 +1,9 @@
 //! Callbacks that are waiting, failing or dead (CONTRACT.md 10.6): leasing, settling and retrying them, and what the operator sees.
 
-use super::columns::{
-    CALLBACK, CALLBACK_COLUMNS, callback, endpoint_number, last_error, made_at, number, state, state_number,
-};
+use super::columns::{CALLBACK, CALLBACK_COLUMNS, callback, last_error, state};
 use super::leases::Leased;
 use super::writer::Writing;
+use crate::backend::durable::forms::{endpoint_number, made_at, number, state_number};
 use crate::domain::callback::{Callback, CallbackState, Decision, Endpoint, LastError, Settlement};
 use crate::domain::time::Timestamp;
 use crate::ports::{Backlog, CallbackEntry, CallbackFilter};
@@ -98,8 +97,9 @@ impl Writing<'_> {
             Some((user, _)) => self.user(user)?.map(|known| known.id),
             None => None,
         };
-        self.db.prepare_cached("INSERT OR REPLACE INTO dead VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(
-            params![
+        self.db
+            .prepare_cached("INSERT OR REPLACE INTO dead VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+            .execute(params![
                 callback.id.as_bytes(),
                 endpoint_number(callback.endpoint),
                 callback.due_at.as_ms(),
@@ -109,8 +109,8 @@ impl Writing<'_> {
                 attempts,
                 error.status,
                 error.detail,
-            ],
-        )?;
+                callback.recalled,
+            ])?;
         self.mark(callback, CallbackState::Dead, attempts)
     }
 
@@ -134,6 +134,9 @@ impl Writing<'_> {
 
     /// Leaves a callback's state where [`crate::ports::Store::message`] finds it.
     fn mark(&mut self, callback: &Callback, state: CallbackState, attempts: u32) -> Result<()> {
+        if callback.recalled {
+            return Ok(());
+        }
         let Some((user, cursor)) = &callback.recipient else {
             self.db
                 .prepare_cached("UPDATE message SET storage_state = ?2, storage_attempts = ?3 WHERE id = ?1")?
@@ -148,7 +151,7 @@ impl Writing<'_> {
     }
 
     fn drop_if_only_kept_for_storage(&self, callback: &Callback) -> Result<()> {
-        if callback.endpoint == Endpoint::Storage {
+        if callback.endpoint == Endpoint::Storage && !callback.recalled {
             self.db
                 .prepare_cached("DELETE FROM message WHERE id = ?1 AND kept = 1")?
                 .execute([callback.message.as_bytes()])?;
@@ -205,8 +208,9 @@ impl Writing<'_> {
         if from == CallbackState::Dead {
             self.db
                 .prepare_cached(
-                    "INSERT INTO outbox (endpoint, due_at, id, message, user, cursor, error_status, error_detail)
-                     SELECT endpoint, ?2, id, message, user, cursor, error_status, error_detail FROM dead WHERE id = ?1",
+                    "INSERT INTO outbox (endpoint, due_at, id, message, user, cursor, error_status, error_detail, recalled)
+                     SELECT endpoint, ?2, id, message, user, cursor, error_status, error_detail, recalled
+                     FROM dead WHERE id = ?1",
                 )?
                 .execute(params![callback.id.as_bytes(), now.as_ms()])?;
             self.db.prepare_cached("DELETE FROM dead WHERE id = ?1")?.execute([callback.id.as_bytes()])?;
@@ -230,7 +234,7 @@ impl Writing<'_> {
 
 /// See [`crate::ports::Store::callbacks`]. Waiting ones have no index by id, so a page of them reads them all.
 pub(super) fn list(db: &Connection, filter: &CallbackFilter) -> Result<Vec<CallbackEntry>> {
-    let columns = "id, endpoint, due_at, message, user, cursor, attempts, error_status, error_detail";
+    let columns = "id, endpoint, due_at, message, user, cursor, attempts, error_status, error_detail, recalled";
     let pending = format!("SELECT {columns}, state FROM outbox");
     let dead = format!("SELECT {columns}, 4 AS state FROM dead");
     let source = match filter.state {

@@ -3,9 +3,10 @@
 //! An entry is there for readers if its row is, it hasn't expired, and it is among the `inbox_max` newest numbers. Sweeping and trimming
 //! may come later.
 
-use super::columns::{MESSAGE, MESSAGE_COLUMNS, cursor, message, name, number, spots, state, time};
-use super::recipients::Spot;
+use super::columns::{MESSAGE, MESSAGE_COLUMNS, cursor, message, name, spots, state, time};
 use super::users::NEWEST;
+use crate::backend::durable::forms::number;
+use crate::backend::durable::recipients::Spot;
 use crate::domain::callback::CallbackState;
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, UserId};
@@ -46,14 +47,18 @@ impl<'a> Reader<'a> {
 
     fn page(&self, after: Cursor, limit: PageLimit) -> Result<Page> {
         let mut query = self.db.prepare_cached(&format!(
-            "SELECT {MESSAGE}, i.cursor FROM inbox i JOIN message m ON m.seq = i.message
+            "SELECT {MESSAGE}, i.cursor, iif(m.synced, m.recipients, NULL) FROM inbox i JOIN message m ON m.seq = i.message
              WHERE i.user = ?1 AND i.cursor > ?2 AND i.expires_at > ?3 ORDER BY i.cursor"
         ))?;
         let mut rows = query.query(params![self.user, number(after.max(self.trimmed_to)), self.now.as_ms()])?;
         let mut page = Page { entries: Vec::new(), next: after.max(self.newest), more: false };
         let mut bytes = 0;
         while let Some(row) = rows.next()? {
-            let entry = InboxEntry { cursor: cursor(row, MESSAGE_COLUMNS)?, message: message(row)? };
+            let to = match row.get_ref(MESSAGE_COLUMNS + 1)?.as_blob_or_null()? {
+                Some(_) => self.sent_to(&spots(row, MESSAGE_COLUMNS + 1)?)?,
+                None => Vec::new(),
+            };
+            let entry = InboxEntry { cursor: cursor(row, MESSAGE_COLUMNS)?, message: message(row)?, to };
             bytes += entry.message.payload.as_bytes().len();
             let full = page.entries.len() >= limit.messages || bytes > limit.payload_bytes;
             if let Some(last) = page.entries.last()
@@ -66,6 +71,16 @@ impl<'a> Reader<'a> {
             page.entries.push(entry);
         }
         Ok(page)
+    }
+
+    /// To whom a message was sent that the reader is the last recipient of only because it is the sender's own.
+    fn sent_to(&self, spots: &[Spot]) -> Result<Vec<UserId>> {
+        match spots.split_last() {
+            Some((own, others)) if own.0 == self.user => {
+                Ok(named(self.db, others)?.into_iter().map(|(user, _)| user).collect())
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn position(&self, device: &DeviceId) -> Result<Position> {
@@ -187,20 +202,21 @@ pub(super) fn named(db: &Connection, spots: &[Spot]) -> Result<Vec<(UserId, Curs
 pub(super) fn status(db: &Connection, wanted: Uuid, now: Timestamp) -> Result<Option<MessageStatus>> {
     let found = db
         .prepare_cached(&format!(
-            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.storage_state, m.storage_attempts
-             FROM message m WHERE m.id = ?1 AND m.expires_at > ?2"
+            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.storage_state, m.storage_attempts, m.synced
+             FROM message m WHERE m.id = ?1 AND m.expires_at > ?2 AND m.kept = 0"
         ))?
         .query_row(params![wanted.as_bytes(), now.as_ms()], |row| {
             let storage = Progress { state: state(row, MESSAGE_COLUMNS + 2)?, attempts: row.get(MESSAGE_COLUMNS + 3)? };
-            Ok((message(row)?, time(row, MESSAGE_COLUMNS)?, spots(row, MESSAGE_COLUMNS + 1)?, storage))
+            let (expires_at, spots) = (time(row, MESSAGE_COLUMNS)?, spots(row, MESSAGE_COLUMNS + 1)?);
+            Ok((message(row)?, expires_at, spots, storage, row.get(MESSAGE_COLUMNS + 4)?))
         })
         .optional()?;
-    let Some((message, expires_at, spots, storage)) = found else { return Ok(None) };
+    let Some((message, expires_at, spots, storage, synced)) = found else { return Ok(None) };
     let mut recipients = Vec::with_capacity(spots.len());
     for ((user, cursor), spot) in named(db, &spots)?.into_iter().zip(spots) {
         recipients.push(recipient_status(db, user, cursor, spot.0)?);
     }
-    Ok(Some(MessageStatus { message, expires_at, recipients, storage }))
+    Ok(Some(MessageStatus { message, expires_at, synced, recipients, storage }))
 }
 
 fn recipient_status(db: &Connection, user: UserId, cursor: Cursor, row_id: i64) -> Result<RecipientStatus> {

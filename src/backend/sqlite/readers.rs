@@ -1,8 +1,8 @@
 //! Connections that only read, used on blocking threads, never on the async ones. How many read at a time is bounded; others wait.
 
-use super::metrics::Metrics;
-use super::queue::closed;
 use super::schema::open_reader;
+use crate::backend::durable::metrics::Metrics;
+use crate::backend::durable::queue::closed;
 use crate::ports::StoreError;
 use parking_lot::Mutex;
 use rusqlite::Connection;

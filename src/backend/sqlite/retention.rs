@@ -1,8 +1,9 @@
 //! Forgetting: what has expired leaves in bites that senders hardly notice, and the file gives room back.
 
-use super::columns::{endpoint_number, number, spots, state, time};
-use super::recipients::Spot;
+use super::columns::{spots, state, time};
 use super::writer::Writing;
+use crate::backend::durable::forms::{endpoint_number, first_id, number};
+use crate::backend::durable::recipients::Spot;
 use crate::domain::callback::{CallbackState, Endpoint};
 use crate::domain::time::Timestamp;
 use rusqlite::{Params, Result, Row, params};
@@ -99,13 +100,19 @@ impl Writing<'_> {
             *self.sweeping = Some((message.seq, done + removed));
             return Ok(());
         }
-        let sql = if message.wanted {
+        self.forget_or_keep(message.seq, message.wanted)?;
+        *left = left.saturating_sub(1);
+        Ok(())
+    }
+
+    /// Removes a message that has left the inboxes, unless its storage callback still needs it.
+    pub(super) fn forget_or_keep(&self, seq: i64, wanted: bool) -> Result<()> {
+        let sql = if wanted {
             "UPDATE message SET kept = 1, brief = NULL WHERE seq = ?1"
         } else {
             "DELETE FROM message WHERE seq = ?1"
         };
-        self.db.prepare_cached(sql)?.execute([message.seq])?;
-        *left = left.saturating_sub(1);
+        self.db.prepare_cached(sql)?.execute([seq])?;
         Ok(())
     }
 
@@ -170,11 +177,10 @@ impl Writing<'_> {
                 );
             }
         }
-        let made_before = uuid::Builder::from_unix_timestamp_millis(aged.as_ms().unsigned_abs(), &[0; 10]).into_uuid();
         *left -= self
             .db
             .prepare_cached("DELETE FROM dead WHERE id IN (SELECT id FROM dead WHERE id < ?1 ORDER BY id LIMIT ?2)")?
-            .execute(params![made_before.as_bytes(), *left])?;
+            .execute(params![first_id(aged).as_bytes(), *left])?;
         Ok(())
     }
 

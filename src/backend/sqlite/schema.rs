@@ -8,7 +8,10 @@ use std::time::Duration;
 const OLDEST_SQLITE: i32 = 3_051_003;
 
 /// Each brings `user_version` one further.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_messages.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/sqlite/0001_messages.sql"),
+    include_str!("../../../migrations/sqlite/0002_groups_and_recall.sql"),
+];
 
 /// How long a connection waits for another's lock. Only a foreign program, such as a backup, can hold one for long.
 pub(super) const BUSY: Duration = Duration::from_secs(5);

@@ -5,13 +5,13 @@
 //! pages, so a repeat on the same handle could report what isn't so (CONTRACT.md 10.4). It recovers without a restart (10.8).
 
 use super::append::Inserts;
+use super::jobs::{Batch, Job, Queue};
 use super::leases::Leases;
-use super::metrics::Metrics;
-use super::queue::{Batch, Job, Queue};
 use super::readers::Readers;
 use super::retention::Sweeping;
 use super::schema::{OpenError, open_writer};
 use super::users::Users;
+use crate::backend::durable::metrics::Metrics;
 use crate::ports::StoreError;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::path::PathBuf;

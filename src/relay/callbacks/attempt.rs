@@ -6,7 +6,6 @@ use crate::domain::callback::Callback;
 use crate::domain::time::Timestamp;
 use crate::ports::{CallbackContent, Store, StoreError};
 use crate::webhook::client::{Posted, Webhook};
-use parking_lot::RwLock;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,15 +18,15 @@ const BATCH_BYTES: usize = 1024 * 1024;
 pub struct Courier {
     /// Where the content is.
     pub store: Arc<dyn Store>,
-    /// Where it goes; may be replaced while serving.
-    pub webhook: RwLock<Arc<Webhook>>,
+    /// Where it goes.
+    pub webhook: Webhook,
     /// Events are batches, of one message too, so that a receiver has one form to read.
     pub batches: bool,
 }
 
 impl fmt::Debug for Courier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Courier").field("webhook", &self.webhook.read()).finish_non_exhaustive()
+        f.debug_struct("Courier").field("webhook", &self.webhook).finish_non_exhaustive()
     }
 }
 
@@ -67,8 +66,7 @@ impl Courier {
         let (mut delivery, words) = sort(rows, &contents, self.batches);
         if let Some(event) = self.event(&words) {
             let begun = Instant::now();
-            let webhook = Arc::clone(&self.webhook.read());
-            let posted = webhook.post(&event.id, event.body).await;
+            let posted = self.webhook.post(&event.id, event.body).await;
             delivery.posted = Some((posted, begun.elapsed()));
         }
         Ok(delivery)
@@ -88,10 +86,15 @@ impl Courier {
     fn event(&self, words: &[Word]) -> Option<Event> {
         match words {
             [] => None,
-            [word] if !self.batches => Some(word.event()),
+            [word] if !self.batches || !word.joins_batches() => Some(word.event()),
             words => Some(Event::batch(words)),
         }
     }
+}
+
+/// Whether a word fits into a batch that holds `bytes` of others.
+fn joins(first: &Word, word: &Word, bytes: usize) -> bool {
+    first.joins_batches() && word.joins_batches() && bytes + word.bytes() <= BATCH_BYTES
 }
 
 /// Sorts the rows by whether they have something to say, and whether it fits into one event.
@@ -100,7 +103,7 @@ fn sort(rows: Vec<Row>, contents: &[CallbackContent], batches: bool) -> (Deliver
     let (mut words, mut bytes) = (Vec::<Word>::new(), 0);
     for (row, content) in rows.into_iter().zip(contents) {
         match Word::of(&row.callback, content) {
-            Ok(Some(word)) if words.is_empty() || (batches && bytes + word.bytes() <= BATCH_BYTES) => {
+            Ok(Some(word)) if words.first().is_none_or(|first| batches && joins(first, &word, bytes)) => {
                 bytes += word.bytes();
                 words.push(word);
                 delivery.told.push(row);

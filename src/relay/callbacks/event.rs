@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use sha2::{Digest, Sha256};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// An event ready to be posted.
@@ -31,6 +32,8 @@ pub enum Damaged {
     NoRecipient,
 }
 
+const STORED: &str = "message.stored";
+
 /// What one callback has to say: the `data` of an event of its own, or one of the messages of a batch.
 #[derive(Debug)]
 pub struct Word {
@@ -43,9 +46,14 @@ pub struct Word {
 impl Word {
     /// What a callback has to say; `None` if nothing.
     pub fn of(callback: &Callback, content: &CallbackContent) -> Result<Option<Self>, Damaged> {
-        let (kind, message, data) = match content {
-            CallbackContent::Stored { message, expires_at, recipients } => {
-                ("message.stored", message, to_raw_value(&StoredData::new(message, *expires_at, recipients))?)
+        let (kind, at, data) = match content {
+            CallbackContent::Stored { message, expires_at, synced, recipients } => {
+                let data = StoredData::new(message, *expires_at, *synced, recipients);
+                (STORED, message.sent_at, to_raw_value(&data)?)
+            }
+            CallbackContent::Recalled => {
+                let data = to_raw_value(&RecalledData { id: callback.message })?;
+                ("message.recalled", made_at(callback.id), data)
             }
             CallbackContent::Push { message, expires_at, push, unread, devices } => {
                 let (recipient, _) = callback.recipient.as_ref().ok_or(Damaged::NoRecipient)?;
@@ -56,11 +64,16 @@ impl Word {
                     unread: *unread,
                     devices: devices.iter().map(|(device, last_seen_at)| DeviceBody { device, last_seen_at }).collect(),
                 };
-                ("message.push", message, to_raw_value(&data)?)
+                ("message.push", message.sent_at, to_raw_value(&data)?)
             }
             CallbackContent::NotNeeded => return Ok(None),
         };
-        Ok(Some(Self { callback: callback.id, kind, at: message.sent_at, data }))
+        Ok(Some(Self { callback: callback.id, kind, at, data }))
+    }
+
+    /// Whether it may be told in a batch with others.
+    pub fn joins_batches(&self) -> bool {
+        self.kind == STORED
     }
 
     /// How much it adds to a body.
@@ -107,6 +120,17 @@ fn batch_id(ids: &[Uuid]) -> String {
 struct StoredData<'a> {
     message: MessageBody<'a>,
     recipients: Vec<RecipientBody<'a>>,
+}
+
+#[derive(Serialize)]
+struct RecalledData {
+    id: Uuid,
+}
+
+/// The time in a UUIDv7.
+fn made_at(id: Uuid) -> Timestamp {
+    let (s, ns) = id.get_timestamp().map_or((0, 0), |time| time.to_unix());
+    Timestamp::from_ms(0).plus(Duration::new(s, ns))
 }
 
 #[derive(Serialize)]
@@ -166,9 +190,10 @@ impl<'a> MessageBody<'a> {
 }
 
 impl<'a> StoredData<'a> {
-    fn new(message: &'a Message, expires_at: Timestamp, recipients: &'a [(UserId, Cursor)]) -> Self {
+    fn new(message: &'a Message, expires_at: Timestamp, synced: bool, recipients: &'a [(UserId, Cursor)]) -> Self {
+        let sent_to = &recipients[..recipients.len().saturating_sub(usize::from(synced))];
         Self {
-            message: MessageBody::new(message, expires_at, recipients.iter().map(|(user, _)| user).collect()),
+            message: MessageBody::new(message, expires_at, sent_to.iter().map(|(user, _)| user).collect()),
             recipients: recipients.iter().map(|(user, cursor)| RecipientBody { user, cursor }).collect(),
         }
     }
@@ -198,11 +223,20 @@ mod tests {
     fn callback(endpoint: Endpoint, n: u128) -> Callback {
         let recipient = (endpoint == Endpoint::Push).then(|| (name("bob"), Cursor::new(17)));
         let due_at = Timestamp::from_ms(9_000);
-        Callback { id: Uuid::from_u128(n), endpoint, message: Uuid::from_u128(1), recipient, attempts: 3, due_at }
+        Callback {
+            id: Uuid::from_u128(n),
+            endpoint,
+            message: Uuid::from_u128(1),
+            recalled: false,
+            recipient,
+            attempts: 3,
+            due_at,
+        }
     }
 
     fn stored(payload: &'static [u8]) -> CallbackContent {
         CallbackContent::Stored {
+            synced: false,
             message: message(None, payload),
             expires_at: Timestamp::from_ms(2_000),
             recipients: vec![(name("bob"), Cursor::new(17)), (name("carol"), Cursor::new(4))],

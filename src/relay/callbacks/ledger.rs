@@ -223,8 +223,15 @@ mod tests {
         let mut ledger = Ledger::new(Endpoint::Storage, now);
         for n in 0..decisions {
             let (id, due_at) = (Uuid::from_u128(n), Timestamp::default());
-            let callback =
-                Callback { id, endpoint: Endpoint::Storage, message: id, recipient: None, attempts: 0, due_at };
+            let callback = Callback {
+                id,
+                endpoint: Endpoint::Storage,
+                message: id,
+                recalled: false,
+                recipient: None,
+                attempts: 0,
+                due_at,
+            };
             ledger.decide(Row::new(callback, None), 1, Decision::Sent);
         }
         ledger

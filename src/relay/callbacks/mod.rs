@@ -20,10 +20,8 @@ use crate::webhook::guard::Guard;
 use attempt::Courier;
 use dispatcher::{Dispatcher, Parts};
 use metrics::Metrics;
-use parking_lot::RwLock;
 use prometheus_client::registry::Registry;
 use queue::Row;
-use reqwest::Url;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -60,10 +58,6 @@ struct Desk {
     courier: Arc<Courier>,
 }
 
-/// Where callbacks are to go from now on, once [`Callbacks::replace`] says so.
-#[derive(Debug)]
-pub struct Webhooks(Vec<(Endpoint, Arc<Webhook>)>);
-
 /// Room for rows that are about to be appended.
 ///
 /// Rows that were leased and never handed over stay leased until this process ends. So an append that leases must be seen to its end.
@@ -97,7 +91,7 @@ impl Callbacks {
         let guard = Guard::of(config);
         let open = |endpoint, outlet: &Outlet, batch_max: usize| {
             let Some(url) = outlet.url.clone() else { return Ok(None) };
-            let webhook = RwLock::new(webhook(endpoint, url, outlet, &guard)?);
+            let webhook = Webhook::new(url, outlet, guard.clone()).map_err(|source| StartError { endpoint, source })?;
             let courier = Arc::new(Courier { store: Arc::clone(store), webhook, batches: batch_max > 1 });
             let (inbox, rows) = unbounded_channel();
             let rooms = Arc::new(Semaphore::new(ROOMS));
@@ -130,25 +124,9 @@ impl Callbacks {
         Ok(Arc::new(Self { storage: storage.map(run), push: push.map(run), push_grace: config.push_grace }))
     }
 
-    /// Another configuration of the endpoints that there are; nothing is changed yet.
-    pub fn prepare(&self, config: &config::Callbacks) -> Result<Webhooks, StartError> {
-        let guard = Guard::of(config);
-        let outlets = [(Endpoint::Storage, &config.storage), (Endpoint::Push, &config.push)];
-        let there = outlets.into_iter().filter(|(endpoint, _)| self.is_configured(*endpoint));
-        let given = there.filter_map(|(endpoint, outlet)| Some((endpoint, outlet.url.clone()?, outlet)));
-        given
-            .map(|(endpoint, url, outlet)| Ok((endpoint, webhook(endpoint, url, outlet, &guard)?)))
-            .collect::<Result<_, _>>()
-            .map(Webhooks)
-    }
-
-    /// From now on attempts go there. Those in flight end as they were begun.
-    pub fn replace(&self, webhooks: Webhooks) {
-        for (endpoint, webhook) in webhooks.0 {
-            if let Some(desk) = self.desk(endpoint) {
-                *desk.courier.webhook.write() = webhook;
-            }
-        }
+    /// Where an endpoint's callbacks go.
+    pub fn webhook(&self, endpoint: Endpoint) -> Option<&Webhook> {
+        self.desk(endpoint).map(|desk| &desk.courier.webhook)
     }
 
     /// Whether the endpoint is to be told anything.
@@ -189,11 +167,6 @@ impl Callbacks {
             Endpoint::Push => self.push.as_ref(),
         }
     }
-}
-
-fn webhook(endpoint: Endpoint, url: Url, outlet: &Outlet, guard: &Guard) -> Result<Arc<Webhook>, StartError> {
-    let webhook = Webhook::new(url, outlet, guard.clone());
-    webhook.map(Arc::new).map_err(|source| StartError { endpoint, source })
 }
 
 #[cfg(test)]

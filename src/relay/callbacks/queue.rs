@@ -94,7 +94,15 @@ mod tests {
         let mut queue = Queue::default();
         for &(n, due_ms, attempts) in rows {
             let (id, due_at) = (Uuid::from_u128(n), Timestamp::from_ms(due_ms));
-            let callback = Callback { id, endpoint: Endpoint::Storage, message: id, recipient: None, attempts, due_at };
+            let callback = Callback {
+                id,
+                endpoint: Endpoint::Storage,
+                message: id,
+                recalled: false,
+                recipient: None,
+                attempts,
+                due_at,
+            };
             queue.push(Row::new(callback, None));
         }
         queue

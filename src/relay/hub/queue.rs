@@ -11,6 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::Instant;
 use tokio::sync::oneshot;
+use uuid::Uuid;
+
+/// See [`Queue::put_recall`].
+const RECALLS_BEYOND: usize = 256;
 
 /// The promise of a verdict on one offered frame. It is kept even by being dropped, so no path can forget it: a stream that ends
 /// refuses all that still waits in its queue (CONTRACT.md 10.3).
@@ -58,13 +62,14 @@ pub struct Offer {
 enum Entry {
     OnlineOnly { number: u64, offer: Offer, receipt: Receipt },
     Persisted { cursor: Cursor, frame: Frame },
+    Recall { id: Uuid, frame: Frame },
 }
 
 impl Entry {
     fn frame(&self) -> &Frame {
         match self {
             Self::OnlineOnly { offer, .. } => &offer.frame,
-            Self::Persisted { frame, .. } => frame,
+            Self::Persisted { frame, .. } | Self::Recall { frame, .. } => frame,
         }
     }
 }
@@ -89,6 +94,8 @@ pub enum Taken {
     OnlineOnly(Frame, Receipt),
     /// A persisted frame, subject to the sequence rule.
     Persisted(Cursor, Frame),
+    /// The news that a message was taken back.
+    Recall(Uuid, Frame),
     /// Persisted messages are in the store that are not in the queue.
     Behind,
     /// Say goodbye; nothing follows.
@@ -248,6 +255,14 @@ impl Queue {
         }
     }
 
+    /// Puts the news of a recall in. It is small and there is no other way to it, so it may go beyond the bound of frames, up to another one.
+    pub fn put_recall(&mut self, id: Uuid, frame: Frame) {
+        if self.state == State::Open && self.entries.len() < self.limits.frames + RECALLS_BEYOND {
+            self.add_bytes(frame.len());
+            self.entries.push_back(Entry::Recall { id, frame });
+        }
+    }
+
     /// The store has messages that this queue was not given.
     pub fn set_behind(&mut self) {
         self.behind = true;
@@ -280,6 +295,10 @@ impl Queue {
                 Entry::Persisted { cursor, frame } => {
                     self.sub_bytes(frame.len());
                     return Some(Taken::Persisted(cursor, frame));
+                }
+                Entry::Recall { id, frame } => {
+                    self.sub_bytes(frame.len());
+                    return Some(Taken::Recall(id, frame));
                 }
             }
         }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Context;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -162,6 +163,11 @@ impl Seat {
     /// Hands a persisted frame to the stream, which heeds the sequence rule.
     pub fn put_persisted(&self, cursor: Cursor, frame: Frame, now: Instant) {
         self.change(|queue| queue.put_persisted(cursor, frame, now));
+    }
+
+    /// Tells the stream that a message was taken back.
+    pub fn put_recall(&self, id: Uuid, frame: Frame) {
+        self.change(|queue| queue.put_recall(id, frame));
     }
 
     /// Lets the stream read the store.

@@ -2,7 +2,7 @@
 
 use crate::domain::callback::{Callback, CallbackState, Decision, Endpoint, LastError, Settlement};
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
-use crate::domain::seat::{DeviceId, UserId};
+use crate::domain::seat::{DeviceId, GroupId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::*;
 use async_trait::async_trait;
@@ -58,12 +58,13 @@ impl FakeStore {
             id: Uuid::now_v7(),
             endpoint,
             message: message.id,
+            recalled: false,
             recipient: (endpoint == Endpoint::Push).then(|| bob.clone()),
             attempts: 0,
             due_at: Timestamp::now().plus(due_in),
         };
         let content = match endpoint {
-            Endpoint::Storage => CallbackContent::Stored { message, expires_at, recipients: vec![bob] },
+            Endpoint::Storage => CallbackContent::Stored { message, expires_at, synced: false, recipients: vec![bob] },
             Endpoint::Push => CallbackContent::Push {
                 message,
                 expires_at,
@@ -220,6 +221,26 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn check(&self) -> Result<(), StoreError> {
+        unreachable!()
+    }
+
+    async fn recall(&self, _: Uuid, _: bool, _: bool, _: Timestamp) -> Result<Option<Recalled>, StoreError> {
+        unreachable!()
+    }
+
+    async fn change_members(&self, _: &GroupId, _: MemberChange, _: usize) -> Result<Changed, StoreError> {
+        unreachable!()
+    }
+
+    async fn delete_group(&self, _: &GroupId) -> Result<bool, StoreError> {
+        unreachable!()
+    }
+
+    async fn group(&self, _: &GroupId) -> Result<Option<GroupState>, StoreError> {
+        unreachable!()
+    }
+
+    async fn members(&self, _: &GroupId, _: Option<&UserId>, _: usize) -> Result<Vec<UserId>, StoreError> {
         unreachable!()
     }
 

@@ -35,7 +35,7 @@ impl Net {
             push: push.outlet(),
             push_grace: Duration::from_secs(5),
             deny_networks: vec![],
-            public_only: false,
+            ..config::Config::default().callbacks
         };
         Self {
             store: Arc::default(),

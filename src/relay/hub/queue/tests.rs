@@ -147,7 +147,7 @@ proptest! {
                     }
                     Some(Taken::Behind) => last_cursor = next_cursor,
                     Some(Taken::Rest(..)) => prop_assert!(false, "there is no socket"),
-                    Some(Taken::End(_)) | None => {}
+                    Some(Taken::Recall(..) | Taken::End(_)) | None => {}
                 },
                 Step::Revoke(n) => {
                     let number = n as u64;

@@ -5,10 +5,10 @@
 use crate::domain::message::Cursor;
 
 /// A recipient's row id, and its place in that inbox.
-pub(super) type Spot = (i64, Cursor);
+pub type Spot = (i64, Cursor);
 
 /// The bytes of a list.
-pub(super) fn encode(spots: &[Spot]) -> Vec<u8> {
+pub fn encode(spots: &[Spot]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(spots.len() * 5);
     for &(user, cursor) in spots {
         put(&mut bytes, user.cast_unsigned());
@@ -18,7 +18,7 @@ pub(super) fn encode(spots: &[Spot]) -> Vec<u8> {
 }
 
 /// The list of bytes; `None` if they are no list.
-pub(super) fn decode(mut bytes: &[u8]) -> Option<Vec<Spot>> {
+pub fn decode(mut bytes: &[u8]) -> Option<Vec<Spot>> {
     let mut spots = Vec::with_capacity(bytes.len() / 2);
     while !bytes.is_empty() {
         let user = take(&mut bytes)?;

@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 
 /// Cheap to clone: all clones count into the same.
 #[derive(Clone, Debug)]
-pub(super) struct Metrics {
+pub struct Metrics {
     /// Jobs that shared one commit.
     pub commit_jobs: Histogram,
     /// From the beginning of a batch to the end of its commit.

@@ -1,0 +1,6 @@
+//! What the durable planes have in common: the queue before the writers, what the operator sees of it, and words as columns.
+
+pub(super) mod forms;
+pub(super) mod metrics;
+pub(super) mod queue;
+pub(super) mod recipients;

@@ -1,0 +1,198 @@
+//! A Redis server that forgets all when it ends.
+
+use super::process::{Process, Slot, directory, free_port, local, program, wait_for};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::LazyLock;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Longer than an answer takes, short enough for asking again.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// See the module's text.
+pub struct Redis {
+    port: u16,
+    arguments: Vec<String>,
+    directory: TempDir,
+    process: Slot,
+}
+
+impl Redis {
+    /// One for all tests of this process: let each use a prefix of its own, and never end it.
+    pub fn shared() -> &'static Self {
+        static SHARED: LazyLock<Redis> = LazyLock::new(Redis::start);
+        &SHARED
+    }
+
+    /// One of its own.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::start_with(|_| vec![])
+    }
+
+    /// With further arguments, which may depend on the port.
+    #[track_caller]
+    pub fn start_with(arguments: impl Fn(u16) -> Vec<String>) -> Self {
+        loop {
+            let port = free_port();
+            let fixed = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"];
+            let fixed = fixed.into_iter().map(str::to_owned);
+            let own = ["--port".to_owned(), port.to_string()];
+            let arguments = own.into_iter().chain(fixed).chain(arguments(port)).collect();
+            let redis = Self { port, arguments, directory: directory(), process: Slot::default() };
+            if redis.launch() {
+                return redis;
+            }
+        }
+    }
+
+    /// False if its port is taken.
+    #[track_caller]
+    fn launch(&self) -> bool {
+        let program = program("redis-server", "redis-server", &[]);
+        let process = Process::start(&program, &self.arguments, self.directory.path(), None);
+        let process = process.serving("Ready to accept connections");
+        let is_started = process.is_some();
+        *self.process.lock() = process;
+        is_started
+    }
+
+    /// Another one that copies this one.
+    #[track_caller]
+    pub fn replica(&self) -> Self {
+        let replica =
+            Self::start_with(|_| ["--replicaof", "127.0.0.1", &self.port.to_string()].map(str::to_owned).into());
+        replica.expect_copied();
+        replica
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        local(self.port)
+    }
+
+    pub fn url(&self) -> String {
+        url_at(self.address())
+    }
+
+    /// `kill -9`
+    pub fn kill(&self) {
+        *self.process.lock() = None;
+    }
+
+    /// The same again on the same port, empty; ends it first if it runs.
+    #[track_caller]
+    pub fn restart(&self) {
+        self.kill();
+        wait_for("the server gets its port again", || if self.launch() { Ok(()) } else { Err(String::new()) });
+    }
+
+    /// From now on it does nothing, though its connections stay open.
+    #[track_caller]
+    pub fn pause(&self) {
+        self.process.lock().as_ref().expect("it runs").signal("STOP");
+    }
+
+    #[track_caller]
+    pub fn resume(&self) {
+        self.process.lock().as_ref().expect("it runs").signal("CONT");
+    }
+
+    /// What the server answers to a command: texts and numbers, one a line.
+    #[track_caller]
+    pub fn cli(&self, command: &[&str]) -> String {
+        self.try_cli(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    /// The same from a server that may be away or refuse.
+    pub fn try_cli(&self, command: &[&str]) -> io::Result<String> {
+        ask(self.address(), command)
+    }
+
+    /// Whether it was started, and not killed since.
+    pub fn runs(&self) -> bool {
+        self.process.lock().is_some()
+    }
+
+    /// Of a replica: waits until it has all that its master has.
+    #[track_caller]
+    pub fn expect_copied(&self) {
+        wait_for("the replica has copied its master", || {
+            let info = self.cli(&["INFO", "replication"]);
+            if info.contains("master_link_status:up") { Ok(()) } else { Err(info) }
+        });
+    }
+
+    /// Of a Cluster's node: where it talks with the others.
+    pub fn cluster_port(&self) -> String {
+        let answer = self.cli(&["CONFIG", "GET", "cluster-port"]);
+        answer.lines().nth(1).unwrap().to_owned()
+    }
+
+    /// Every key that begins with this, and all that stands there, as text.
+    #[track_caller]
+    pub fn dump(&self, prefix: &str) -> String {
+        const ALL: &str = "
+            local found = {}
+            for _, key in ipairs(redis.call('KEYS', '*')) do
+                if string.sub(key, 1, #ARGV[1]) == ARGV[1] then
+                    local kind = redis.call('TYPE', key).ok
+                    local read = {string = {'GET'}, hash = {'HGETALL'}, set = {'SMEMBERS'}, list = {'LRANGE', 0, -1},
+                        zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, stream = {'XRANGE', '-', '+'}}
+                    local command = read[kind]
+                    table.insert(command, 2, key)
+                    table.insert(found, {key, redis.call(unpack(command))})
+                end
+            end
+            return found";
+        self.cli(&["EVAL", ALL, "0", prefix])
+    }
+
+    /// Its part in replication: `master` or `slave`.
+    #[track_caller]
+    pub fn role(&self) -> String {
+        self.cli(&["ROLE"]).lines().next().unwrap_or_default().to_owned()
+    }
+}
+
+/// The URL of whatever Redis is behind this address.
+pub fn url_at(address: SocketAddr) -> String {
+    format!("redis://{address}/")
+}
+
+/// What the server at this address answers to a command.
+pub fn ask(address: SocketAddr, command: &[&str]) -> io::Result<String> {
+    let mut tcp = TcpStream::connect_timeout(&address, ANSWER)?;
+    tcp.set_read_timeout(Some(ANSWER))?;
+    let words = command.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
+    tcp.write_all(format!("*{}\r\n{}", command.len(), words.collect::<String>()).as_bytes())?;
+    let mut lines = vec![];
+    read_value(&mut BufReader::new(tcp), &mut lines)?;
+    Ok(lines.join("\n"))
+}
+
+/// Reads one value of the protocol (RESP2), flattened.
+fn read_value(from: &mut impl BufRead, lines: &mut Vec<String>) -> io::Result<()> {
+    let mut head = String::new();
+    if from.read_line(&mut head)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let (kind, rest) = head.trim_end().split_at(1);
+    let length = || rest.parse::<usize>().ok();
+    match (kind, length()) {
+        ("-", _) => return Err(io::Error::other(rest)),
+        ("$", Some(length)) => {
+            let mut text = vec![0; length + 2];
+            from.read_exact(&mut text)?;
+            lines.push(String::from_utf8_lossy(&text[..length]).into_owned());
+        }
+        ("*", Some(length)) => {
+            for _ in 0..length {
+                read_value(from, lines)?;
+            }
+        }
+        // A status or a number; or nothing, by a length of -1.
+        (kind, _) => lines.push(if matches!(kind, "+" | ":") { rest.to_owned() } else { String::new() }),
+    }
+    Ok(())
+}
