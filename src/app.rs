@@ -1,6 +1,9 @@
 //! The roof: builds everything from the configuration, runs it, and takes it down in order.
 
+mod backup;
 mod welcome;
+
+pub use backup::backup;
 
 use crate::backend::memory::MemoryPlane;
 use crate::backend::postgres::{self, PostgresStore};
@@ -279,10 +282,14 @@ fn admin_server(at: SocketAddr, stream: &config::Stream, relay: &Relay, admin: A
     Ok(AdminDoor { handle, address, thread })
 }
 
-/// Each stream takes two descriptors: its connection, and the hub's own handle on it.
+/// How many files may have to be open with so many streams. Each takes two descriptors: its connection, and the hub's own handle on it.
+pub fn open_files_for(streams: usize) -> u64 {
+    (streams as u64).saturating_add(API_CONNECTIONS as u64).saturating_mul(2)
+}
+
 fn raise_open_files(streams: usize) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let wanted = (streams as u64).saturating_add(API_CONNECTIONS as u64).saturating_mul(2);
+    let wanted = open_files_for(streams);
     if soft < wanted.min(hard) && setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).is_err() {
         tracing::warn!(soft, "the limit of open files could not be raised");
     }

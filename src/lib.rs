@@ -9,6 +9,7 @@ pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod credentials;
+pub mod doctor;
 pub mod domain;
 pub mod http;
 pub mod logging;

@@ -68,7 +68,7 @@ fn events(text: &str) -> String {
 fn help_teaches_with_examples_for_every_command() {
     let dir = dir();
     let all = stdout(&run(&dir, &["--help"]));
-    for command in ["serve", "token", "send", "listen", "presence", "ready", "openapi", "config"] {
+    for command in ["serve", "token", "send", "listen", "presence", "ready", "backup", "doctor", "openapi", "config"] {
         assert!(all.contains(&format!("\n  {command} ")), "{all}");
     }
     for command in [
@@ -78,6 +78,8 @@ fn help_teaches_with_examples_for_every_command() {
         &["listen"],
         &["presence"],
         &["ready"],
+        &["backup"],
+        &["doctor"],
         &["openapi"],
         &["config", "check"],
     ] {

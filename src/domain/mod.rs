@@ -2,6 +2,7 @@
 
 pub mod by_user;
 pub mod callback;
+pub mod finding;
 pub mod message;
 pub mod retry;
 pub mod seat;

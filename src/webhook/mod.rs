@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod guard;
+pub mod probe;
 pub mod sign;
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod backup;
 mod bad_input;
 mod batch;
 mod before_send;
@@ -11,6 +12,7 @@ mod cors;
 mod crash;
 mod credentials;
 mod disk;
+mod doctor;
 mod errors;
 mod groups;
 mod harness;

@@ -3,6 +3,7 @@
 //! `docs/architecture.md`, "Redis: presence and the bus", tells how the files here work together.
 
 mod bus;
+mod doctor;
 mod inbox;
 mod lease;
 mod link;
@@ -17,6 +18,8 @@ mod wire;
 
 #[cfg(test)]
 mod tests;
+
+pub use doctor::examine;
 
 use crate::config;
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, UserId};

@@ -3,6 +3,7 @@
 use super::*;
 use crate::backend::conformance::directory;
 use crate::config::{Redis as RedisKeys, RedisMode, Secret};
+use crate::domain::finding::Level;
 use crate::ports::{Bye, Departure, Refusal};
 use crate::servers::proxy::Proxy;
 use crate::servers::redis::{Redis, url_at};
@@ -668,4 +669,71 @@ async fn what_is_unfit_is_refused_at_the_start_and_no_password_is_shown() {
         assert!(shown.to_lowercase().contains(&why.to_lowercase()), "{why}: {shown}");
         assert!(!shown.contains("hunter2"), "{shown}");
     }
+}
+
+/// What the doctor finds that isn't well.
+async fn complaints(redis: &RedisKeys) -> Vec<String> {
+    let findings = examine(redis).await.into_iter();
+    findings.filter(|finding| finding.level != Level::Well).map(|finding| finding.found).collect()
+}
+
+async fn a_doctor_tells_each_thing_that_is_amiss(redis: &RedisKeys, cli: impl Fn(&[&str]) -> String) {
+    let (a, b) = (Node::start(redis, "a").await, Node::start(redis, "b").await);
+    let names = &a.plane.0.names;
+    let unlisted = a.seated("bob", "phone").await;
+    let unseated = b.seated("}{x", "laptop").await;
+    a.seated("carol", "phone").await;
+    assert_eq!(complaints(redis).await, Vec::<String>::new());
+    let well = examine(redis).await.pop().unwrap();
+    assert_eq!(well.found, "living nodes: 2, seats: 3");
+
+    cli(&["HDEL", &names.held(&a.id()), &unlisted.connection.to_string()]);
+    cli(&["HDEL", &names.user(&unseated.user), "laptop"]);
+    let ghost = SeatInfo { node: node_id("ghost"), ..unlisted.clone() };
+    cli(&["HSET", &names.user(&user("dave")), "tv", &seats::encode(&ghost)]);
+    cli(&["ZADD", &names.nodes(), "9e12", "0000000000000001 deaf"]);
+    let mut told = complaints(redis).await;
+    told.sort();
+    assert_eq!(
+        told,
+        [
+            "1 entries of the list of node `b` lead to no seat",
+            "1 seats are of node `ghost`, which has no lease: nobody withdraws them",
+            "1 seats of node `a` are not on its list: nobody withdraws them if it dies",
+            "node `deaf` has a lease, but does not listen on its channel",
+        ]
+    );
+    cli(&["HDEL", &names.user(&user("dave")), "tv"]);
+    cli(&["ZREM", &names.nodes(), "0000000000000001 deaf"]);
+    a.kill().await;
+    b.kill().await;
+    until("the leases have run out", async || {
+        let told = complaints(redis).await;
+        told.iter().any(|told| told == "2 seats are of node `a`, whose lease has run out")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_doctor_tells_what_is_amiss_on_one_server() {
+    a_doctor_tells_each_thing_that_is_amiss(&shared(), |command| Redis::shared().cli(command)).await;
+}
+
+#[tokio::test]
+async fn a_doctor_tells_what_is_amiss_in_a_cluster() {
+    let cluster = RedisCluster::start();
+    let redis = cluster_keys(&cluster);
+    let at_its_shard = |command: &[&str]| cluster.master(cluster.shard_of(cluster.slot_of(command[1]))).cli(command);
+    a_doctor_tells_each_thing_that_is_amiss(&redis, at_its_shard).await;
+}
+
+#[tokio::test]
+async fn a_doctor_tells_of_two_processes_with_one_name_and_of_a_redis_that_is_away() {
+    let redis = shared();
+    let a = Node::start(&redis, "a").await;
+    let mut second = redis::Client::open(Redis::shared().url()).unwrap().get_async_pubsub().await.unwrap();
+    second.subscribe(a.plane.0.names.channel(&a.id())).await.unwrap();
+    assert_eq!(complaints(&redis).await, ["several processes listen as node `a`"]);
+    let away = complaints(&keys("redis://127.0.0.1:1")).await;
+    assert!(away.len() == 1 && away[0].starts_with("it can't be used: "), "{away:?}");
 }
