@@ -77,9 +77,9 @@ fn help_teaches_with_examples_for_every_command() {
         &["send"],
         &["listen"],
         &["presence"],
-        &["ready"],
         &["backup"],
         &["doctor"],
+        &["ready"],
         &["openapi"],
         &["config", "check"],
     ] {
