@@ -19,6 +19,7 @@ use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
 use crate::relay::presence_news::PresenceNews;
 use crate::tasks::Tasks;
+use crate::traces::Exporter;
 use actix_http::HttpService;
 use actix_service::map_config;
 use actix_web::dev::{AppConfig, Server, ServerHandle};
@@ -62,8 +63,16 @@ struct AdminDoor {
     thread: std::thread::JoinHandle<()>,
 }
 
-/// Serves until a signal ends the process. On the first start the credentials are shown once.
-pub async fn run(config: Config, first_start: bool) -> anyhow::Result<()> {
+/// Serves until a signal ends the process, and exports traces meanwhile. On the first start the credentials are shown once.
+pub async fn run(config: Config, first_start: bool, exporter: Option<Exporter>) -> anyhow::Result<()> {
+    let serve = Box::pin(serve(config, first_start));
+    match exporter {
+        Some(exporter) => exporter.during(serve).await,
+        None => serve.await,
+    }
+}
+
+async fn serve(config: Config, first_start: bool) -> anyhow::Result<()> {
     // From here on a signal is heeded: one that comes while all is being opened ends the process in order, too.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let app = match App::build(&config, &Schedule::default()).await {

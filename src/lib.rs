@@ -21,4 +21,5 @@ pub mod relay;
 mod servers;
 pub mod tasks;
 pub mod token;
+pub mod traces;
 pub mod webhook;

@@ -1,6 +1,8 @@
-//! The log: to standard error, in UTC, as `log.level` and `log.format` say.
+//! The log: to standard error, in UTC, as `log.level` and `log.format` say. Beside it traces, if there are any.
 
 use crate::config::{Log, LogFormat, level_rules};
+use crate::traces;
+use opentelemetry_sdk::trace::SdkTracer;
 use std::io;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
@@ -12,15 +14,16 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 const NOISY: [&str; 9] =
     ["actix_http", "actix_server", "actix_web", "h2", "hyper", "hyper_util", "mio", "reqwest", "rustls"];
 
-/// Starts logging for the whole process; to be called once.
-pub fn start(log: &Log) -> Result<(), TryInitError> {
+/// Starts logging for the whole process, and tracing by `tracer`; to be called once.
+pub fn start(log: &Log, tracer: Option<SdkTracer>) -> Result<(), TryInitError> {
     let lines =
         tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     let lines = match log.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(targets(&log.level))).try_init()
+    let lines = lines.with_filter(targets(&log.level));
+    tracing_subscriber::registry().with(lines).with(tracer.map(traces::layer)).try_init()
 }
 
 fn targets(level: &str) -> Targets {
@@ -29,7 +32,11 @@ fn targets(level: &str) -> Targets {
     let general = rules.iter().find(|(target, _)| target.is_none()).map_or(LevelFilter::INFO, |&(_, level)| level);
     let quiet = NOISY.map(|target| (target, general.min(LevelFilter::WARN)));
     let named = rules.iter().filter_map(|&(target, level)| Some((target?, level)));
-    Targets::new().with_default(general).with_targets(quiet).with_targets(named)
+    Targets::new()
+        .with_default(general)
+        .with_targets(quiet)
+        .with_targets(named)
+        .with_target(traces::TARGET, LevelFilter::OFF)
 }
 
 #[cfg(test)]
@@ -45,6 +52,7 @@ mod tests {
         assert!(!plain.would_enable("hyper::proto", &Level::INFO));
         assert!(targets("info,hyper=trace").would_enable("hyper::proto", &Level::TRACE));
         assert!(!targets("error").would_enable("hyper", &Level::WARN));
+        assert!(!targets("trace").would_enable(traces::TARGET, &Level::INFO), "spans are no lines");
         assert!(!targets("herenow=debug").would_enable("herenow", &Level::TRACE));
     }
 }

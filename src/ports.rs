@@ -7,6 +7,7 @@ use crate::domain::callback::{Callback, CallbackState, Endpoint, LastError, Sett
 use crate::domain::message::{Cursor, Message, PushWish};
 use crate::domain::seat::{DeviceId, DeviceState, GroupId, NodeId, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::error::Error;
@@ -359,6 +360,8 @@ pub struct Append {
     pub lease: Leases,
     /// The sender's idempotency key.
     pub key: Option<StoreKey>,
+    /// Comes back with the content of the callbacks.
+    pub trace: Option<TraceContext>,
 }
 
 /// For which endpoints the caller has room for new callbacks.
@@ -563,6 +566,8 @@ pub enum CallbackContent {
         synced: bool,
         /// Its place in each inbox.
         recipients: Vec<(UserId, Cursor)>,
+        /// As it was appended.
+        trace: Option<TraceContext>,
     },
     /// `message.recalled`.
     Recalled,
@@ -578,6 +583,8 @@ pub enum CallbackContent {
         unread: u64,
         /// The recipient's known devices, and when each was last online.
         devices: Vec<(DeviceId, Timestamp)>,
+        /// As it was appended.
+        trace: Option<TraceContext>,
     },
     /// Nothing: a device has taken or acknowledged the message, or it is gone.
     NotNeeded,

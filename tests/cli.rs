@@ -121,7 +121,7 @@ fn config_check_and_serve_tell_all_that_is_wrong() {
     for command in [&["config", "check"][..], &["serve"], &[]] {
         let output = herenow(&dir)
             .args(command)
-            .args(["--config", "my.toml", "--set", "otel.endpoint=http://x"])
+            .args(["--config", "my.toml", "--set", "server.tls.cert=x.pem"])
             .env("HERENOW_LOG__LEVEL", "loud")
             .output()
             .unwrap();
@@ -131,7 +131,7 @@ fn config_check_and_serve_tell_all_that_is_wrong() {
             "\n  my.toml:2:10: `server.listen` must be",
             "\n  my.toml:3:1: unknown key `server.lisen`, did you mean `server.listen`?",
             "\n  HERENOW_LOG__LEVEL: `log.level` must be",
-            "\n  --set otel.endpoint: `otel.endpoint` is not in this version of herenow",
+            "\n  --set server.tls.cert: `server.tls.cert` is not in this version of herenow",
         ] {
             assert!(told.contains(part), "{told}");
         }

@@ -3,7 +3,7 @@
 use super::args::ServeArgs;
 use crate::config;
 use crate::credentials::DataDir;
-use crate::{app, logging};
+use crate::{app, logging, traces};
 use tokio::runtime::Builder;
 
 pub(super) const EXAMPLE: &str = "\
@@ -17,7 +17,8 @@ Every key of the configuration: docs/configuration.md, or `herenow config check`
 pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let loaded = config::load(&args.sources())?;
     let mut config = loaded.config;
-    logging::start(&config.log)?;
+    let (tracer, exporter) = traces::start(&config.otel, &config.cluster.node)?.unzip();
+    logging::start(&config.log, tracer)?;
     for warning in loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -25,7 +26,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let (credentials, first_start) = data_dir.credentials()?;
     credentials.fill(&mut config);
     let runtime = Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(app::run(config, first_start));
+    let ended = runtime.block_on(app::run(config, first_start, exporter));
     // The lock goes last: nothing of this process may touch the directory after it.
     drop(runtime);
     drop(data_dir);

@@ -3,7 +3,7 @@
 use super::sections::Config;
 use super::slot::Slot::{
     self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
-    OnFailure, Origins, Path, Prefix, RateOrOff, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
+    OnFailure, Origins, Path, Prefix, RateOrOff, Ratio, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -292,6 +292,16 @@ pub static KEYS: &[Key] = &[
     ),
     Key::new("log.level", Level(|c| &mut c.log.level), "How much is logged."),
     Key::new("log.format", Format(|c| &mut c.log.format), "How it is written, to standard error."),
+    Key::new(
+        "otel.endpoint",
+        UrlOrNone(|c| &mut c.otel.endpoint),
+        "An OpenTelemetry collector (OTLP over HTTP), such as `http://localhost:4318`, that gets traces of sends and callbacks.",
+    ),
+    Key::new(
+        "otel.sample_ratio",
+        Ratio(|c| &mut c.otel.sample_ratio),
+        "Which part of sends is traced, where the sender's `traceparent` doesn't say.",
+    ),
 ];
 
 const SIGNS: &str = "`whsec_` secrets. A callback is signed with each of them, so that they can be rotated.";
@@ -299,8 +309,7 @@ const TIMEOUT: &str = "Within this time the whole answer must be there.";
 const AT_ONCE: &str = "How many of these callbacks run at once.";
 
 /// Keys of the contract that this version has not: given, they are refused by name, so that nobody believes that they work.
-pub(super) static NOT_YET: &[&str] =
-    &["server.tls.cert", "server.tls.key", "auth.device_public_keys", "auth.jwks_url", "otel.endpoint"];
+pub(super) static NOT_YET: &[&str] = &["server.tls.cert", "server.tls.key", "auth.device_public_keys", "auth.jwks_url"];
 
 fn not_empty(secret: &str) -> Result<(), &'static str> {
     if secret.is_empty() { Err("is empty") } else { Ok(()) }

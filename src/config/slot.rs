@@ -34,6 +34,8 @@ pub(super) enum Slot {
     Millis(Bounds, Field<Duration>),
     /// Per second; 0 is off.
     RateOrOff(Field<Option<NonZeroU32>>),
+    /// From 0 to 1.
+    Ratio(Field<f64>),
     OnFailure(Field<OnFailure>),
     Switch(Field<bool>),
     Node(Field<NodeId>),
@@ -74,6 +76,7 @@ impl Slot {
             Self::RateOrOff(field) => {
                 *field(config) = u32::try_from(given.number(&RATES)?).ok().and_then(NonZeroU32::new);
             }
+            Self::Ratio(field) => *field(config) = given.ratio()?,
             Self::OnFailure(field) => *field(config) = word(&given.text()?, &ON_FAILURE)?,
             Self::Switch(field) => *field(config) = given.switch()?,
             Self::Node(field) => *field(config) = NodeId::parse(&given.text()?).map_err(|e| e.to_string())?,
@@ -106,6 +109,7 @@ impl Slot {
             }
             Self::SecondsOrOff(bounds, _) => number(bounds) + " (0: off)",
             Self::RateOrOff(_) => number(&RATES) + " (0: no limit)",
+            Self::Ratio(_) => "a number from 0 to 1".into(),
             Self::OnFailure(_) => "`allow` or `reject`".into(),
             Self::Switch(_) => "`true` or `false`".into(),
             Self::Node(_) => "a name of 1 to 128 characters".into(),
@@ -135,6 +139,7 @@ impl Slot {
             Self::SecondsOrOff(_, field) => field(config).map_or(0, |d| d.as_secs()).to_string(),
             Self::Millis(_, field) => field(config).as_millis().to_string(),
             Self::RateOrOff(field) => field(config).map_or(0, NonZeroU32::get).to_string(),
+            Self::Ratio(field) => field(config).to_string(),
             Self::OnFailure(field) => quoted(name_of(*field(config), &ON_FAILURE)),
             Self::Switch(field) => field(config).to_string(),
             Self::Node(field) => quoted(field(config)),

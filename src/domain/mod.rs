@@ -7,3 +7,4 @@ pub mod message;
 pub mod retry;
 pub mod seat;
 pub mod time;
+pub mod trace;

@@ -7,7 +7,8 @@ use super::hub::{Offer, Offered};
 use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
 use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
 use crate::domain::time::Timestamp;
-use crate::ports::{Departure, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::ports::{Away, Departure, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::traces;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::StreamExt;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// A peer that owes acknowledgements for longer than this comes last (CONTRACT.md 3).
@@ -105,26 +107,37 @@ impl Relay {
             online_only: true,
             sent_at,
         };
-        let presences = self.0.plane.locate(users).await?;
+        let presences = self.locate(users).await?;
+        let span = traces::offer(users.len());
         let sending = self.sending(&draft.mode, accepted);
-        let report = if let ([user], [presence]) = (users, &presences[..]) {
-            let frame = |user: &UserId| message_frame(&message, user, None);
-            Report::new(draft, id, sent_at, vec![self.deliver(&sending, user, presence, frame).await])
-        } else if draft.show_recipients {
-            Report::new(draft, id, sent_at, self.deliver_to_all(&sending, &message, users, &presences).await)
-        } else {
-            // Most members of a large group are away, and nobody asked for their names.
-            let here =
-                |(user, presence): (&UserId, Presence)| (!presence.seats.is_empty()).then(|| (user.clone(), presence));
-            let (users_here, presences): (Vec<_>, Vec<_>) = users.iter().zip(presences).filter_map(here).unzip();
-            let reports = self.deliver_to_all(&sending, &message, &users_here, &presences).await;
-            let mut report = Report::new(draft, id, sent_at, reports);
-            report.summary.add(Outcome::Offline, users.len() - users_here.len());
-            report
+        let offers = async {
+            if let ([user], [presence]) = (users, &presences[..]) {
+                let frame = |user: &UserId| message_frame(&message, user, None);
+                Report::new(draft, id, sent_at, vec![self.deliver(&sending, user, presence, frame).await])
+            } else if draft.show_recipients {
+                Report::new(draft, id, sent_at, self.deliver_to_all(&sending, &message, users, &presences).await)
+            } else {
+                // Most members of a large group are away, and nobody asked for their names.
+                let here = |(user, presence): (&UserId, Presence)| {
+                    (!presence.seats.is_empty()).then(|| (user.clone(), presence))
+                };
+                let (users_here, presences): (Vec<_>, Vec<_>) = users.iter().zip(presences).filter_map(here).unzip();
+                let reports = self.deliver_to_all(&sending, &message, &users_here, &presences).await;
+                let mut report = Report::new(draft, id, sent_at, reports);
+                report.summary.add(Outcome::Offline, users.len() - users_here.len());
+                report
+            }
         };
+        let report = offers.instrument(span.clone()).await;
+        traces::offered(&span, &report.summary);
         self.0.metrics.outcomes(&report.summary);
         self.0.metrics.answered(accepted.elapsed());
         Ok(report)
+    }
+
+    /// Where these users are.
+    pub(super) async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away> {
+        traces::within(traces::locate(users.len()), self.0.plane.locate(users)).await
     }
 
     async fn deliver_to_all(

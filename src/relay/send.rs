@@ -7,9 +7,11 @@ use crate::domain::message::{Audience, Draft, Mode};
 use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
 use crate::ports::{Appended, BodyHash, Claimed, KeyClaim, StoreKey, Stored};
+use crate::traces;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// For how long an online-only send's key is remembered (CONTRACT.md 3).
@@ -117,12 +119,14 @@ impl Relay {
             Begun::Known(report) => Ok(Accepted { id: report.id, sent_at: report.sent_at, replayed: true }),
             Begun::New(draft, id, sent_at) => {
                 let relay = self.clone();
-                self.0.tasks.spawn(async move {
+                let span = traces::afterwards(draft.trace.as_deref());
+                let work = async move {
                     let _admission = admission;
                     if let Err(error) = relay.finish_online_only(&draft, &users, id, sent_at, key.as_ref()).await {
                         tracing::warn!(%error, "an online-only message that was answered 202 could not be sent");
                     }
-                });
+                };
+                self.0.tasks.spawn(work.instrument(span));
                 Ok(Accepted { id, sent_at, replayed: false })
             }
         }

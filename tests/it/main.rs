@@ -34,4 +34,5 @@ mod servers;
 mod servers_hold;
 mod stream;
 mod support;
+mod traces;
 mod typing;

@@ -428,11 +428,7 @@ async fn two_nodes_that_seat_one_device_again_at_the_same_time_leave_the_later_s
         until("one stream is left", async || !a.door.holds(&early)).await;
         assert!(b.door.holds(&late));
         // As the relay does when a stream has ended.
-<<<<<<< HEAD
         assert_eq!(a.plane.unseat(&early).await.unwrap(), Unseated::Absent);
-=======
-        assert_eq!(a.plane.unseat(&early.user, &early.device, early.connection).await.unwrap(), Unseated::Absent);
->>>>>>> wt-redis
         assert_eq!(a.seats_of(&who).await.unwrap(), [late]);
     }
     let kept = Redis::shared().dump(&redis.prefix);

@@ -11,6 +11,7 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0001_messages.sql"),
     include_str!("../../../migrations/sqlite/0002_groups_and_recall.sql"),
+    include_str!("../../../migrations/sqlite/0003_trace.sql"),
 ];
 
 /// The version that they lead to.

@@ -273,6 +273,7 @@ impl World {
                 collapse_key: collapses.then(|| "k".into()),
             },
             show_recipients: true,
+            trace: None,
         };
         let (relay, ledger, net) = (self.nodes[node].relay.clone(), self.ledger.clone(), self.net.clone());
         self.nodes[node].machine.run(async move {

@@ -64,13 +64,16 @@ impl FakeStore {
             due_at: Timestamp::now().plus(due_in),
         };
         let content = match endpoint {
-            Endpoint::Storage => CallbackContent::Stored { message, expires_at, synced: false, recipients: vec![bob] },
+            Endpoint::Storage => {
+                CallbackContent::Stored { message, expires_at, synced: false, recipients: vec![bob], trace: None }
+            }
             Endpoint::Push => CallbackContent::Push {
                 message,
                 expires_at,
                 push: PushWish::Plain,
                 unread: 1,
                 devices: vec![(DeviceId::parse("phone").unwrap(), expires_at)],
+                trace: None,
             },
         };
         let row =
