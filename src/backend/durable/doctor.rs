@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use std::time::Duration;
 
 /// What its findings are about.
-pub(in crate::backend) const ABOUT: &str = "store";
+pub const ABOUT: &str = "store";
 /// What a node that runs has had this long to do is late.
 const LATE: Duration = Duration::from_secs(3_600);
 /// A callback that was due for longer is told of.
@@ -30,14 +30,14 @@ pub struct Expected {
 
 impl Expected {
     /// In milliseconds: now, what was sent before is beyond the retention, and what should have been done before is late.
-    pub(in crate::backend) fn times(&self) -> [i64; 3] {
+    pub fn times(&self) -> [i64; 3] {
         [self.now, self.now.minus(self.retention), self.now.minus(LATE)].map(Timestamp::as_ms)
     }
 }
 
 /// A kind of row that should not be there.
 #[derive(Debug)]
-pub(in crate::backend) struct Stray {
+pub struct Stray {
     level: Level,
     are: &'static str,
     /// Only a node that runs would have removed them.
@@ -59,27 +59,23 @@ impl Stray {
     }
 }
 
-pub(in crate::backend) const OF_NO_MESSAGE: Stray =
-    Stray::new(Level::Error, "inbox rows lead to no message: nobody can read them");
-pub(in crate::backend) const OF_NO_USER: Stray =
-    Stray::new(Level::Error, "rows are of users that are not there: nobody can reach them");
-pub(in crate::backend) const NO_STORAGE_CALLBACK: Stray =
+pub const OF_NO_MESSAGE: Stray = Stray::new(Level::Error, "inbox rows lead to no message: nobody can read them");
+pub const OF_NO_USER: Stray = Stray::new(Level::Error, "rows are of users that are not there: nobody can reach them");
+pub const NO_STORAGE_CALLBACK: Stray =
     Stray::new(Level::Error, "messages wait for a storage callback that is not there: it will never be made");
-pub(in crate::backend) const NO_PUSH_CALLBACK: Stray =
+pub const NO_PUSH_CALLBACK: Stray =
     Stray::new(Level::Error, "inbox rows wait for a push callback that is not there: it will never be made");
-pub(in crate::backend) const KEPT_FOR_NOTHING: Stray = Stray::new(
+pub const KEPT_FOR_NOTHING: Stray = Stray::new(
     Level::Warning,
     "messages are kept for a storage callback that is not there: they go when `store.retention_s` is over",
 );
-pub(in crate::backend) const NOTHING_TO_TELL: Stray =
+pub const NOTHING_TO_TELL: Stray =
     Stray::late("callbacks are long due, and their message is gone: there is nothing to tell");
-pub(in crate::backend) const OLD_MESSAGES: Stray =
-    Stray::late("messages are long past their time and were not removed");
-pub(in crate::backend) const OLD_KEYS: Stray =
-    Stray::late("idempotency keys are long past their time and were not removed");
+pub const OLD_MESSAGES: Stray = Stray::late("messages are long past their time and were not removed");
+pub const OLD_KEYS: Stray = Stray::late("idempotency keys are long past their time and were not removed");
 
 /// What there is to say of the callbacks of an endpoint.
-pub(in crate::backend) fn backlog_findings(endpoint: Endpoint, backlog: &Backlog, expected: &Expected) -> Vec<Finding> {
+pub fn backlog_findings(endpoint: Endpoint, backlog: &Backlog, expected: &Expected) -> Vec<Finding> {
     let about = format!("callbacks.{}", endpoint.as_str());
     let has_url = match endpoint {
         Endpoint::Storage => expected.endpoints.storage,
@@ -103,7 +99,7 @@ pub(in crate::backend) fn backlog_findings(endpoint: Endpoint, backlog: &Backlog
 }
 
 /// Of the schema, if it isn't the one that this herenow knows.
-pub(in crate::backend) fn other_version(kind: &str, version: usize, known: usize) -> Option<Finding> {
+pub fn other_version(kind: &str, version: usize, known: usize) -> Option<Finding> {
     let found = format!("{kind}, schema version {version}; this herenow knows {known}");
     match version.cmp(&known) {
         Ordering::Equal => None,
