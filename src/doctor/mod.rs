@@ -42,7 +42,7 @@ pub async fn examine(loaded: &Loaded) -> Report {
     let (of_directory, in_use) = machine::data_dir(&config.data_dir);
     findings.extend(of_directory);
     if config.redis.url.is_some() {
-        findings.extend(redis::examine(&config.redis).await);
+        findings.extend(redis::examine(&config.redis, config.cluster.lease).await);
     }
     findings.extend(store(config, in_use).await);
     findings.extend(endpoints::examine(&config.callbacks).await);
