@@ -3,14 +3,20 @@
 pub mod collector;
 pub mod device;
 pub mod http;
+pub mod jwks;
 pub mod node;
+pub mod pair;
 pub mod receiver;
+pub mod wire;
 
 pub use device::{Device, Event, StreamRequest};
 pub use http::{Answer, Request};
+pub use jwks::JwksServer;
 pub use node::{Node, Setup};
+pub use pair::{PUBLIC, Pair};
 pub use receiver::Receiver;
 pub use serde_json::{Value, json};
+pub use wire::{Secure, Wire};
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
