@@ -6,10 +6,11 @@ use actix_web::{HttpMessage, HttpRequest};
 use socket2::{Domain, Protocol, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 /// The kernel holds so much unread data of a slow reader per connection, beside what the seat's queue holds.
 const SEND_BUFFER: usize = 128 << 10;
@@ -32,24 +33,44 @@ pub fn listener(address: SocketAddr, stream: &config::Stream) -> io::Result<TcpL
     Ok(socket.into())
 }
 
-/// What a request knows of its connection.
+/// What a request knows of its connection. Without a second handle on it a stream works all the same: it can only not be watched.
 #[derive(Clone)]
 pub(super) struct Connection {
-    /// Without a second handle the stream works all the same: it can only not be watched.
     socket: Option<Arc<Socket>>,
     pub(super) peer: Option<SocketAddr>,
 }
 
 impl Connection {
-    /// To be called for each new connection.
+    /// One that carries a request at a time.
     pub(super) fn of(tcp: &TcpStream) -> Self {
-        let socket = tcp.as_fd().try_clone_to_owned().ok().map(|duplicate| Arc::new(Socket::Shared(duplicate)));
-        Self { socket, peer: Self::peer_of(tcp) }
+        Self { socket: second_handle(tcp).map(|handle| Arc::new(Socket::Shared(handle))), peer: peer_of(tcp) }
+    }
+}
+
+/// A connection that carries many at once.
+pub(super) struct Multiplexed {
+    handle: Option<Arc<OwnedFd>>,
+    peer: Option<SocketAddr>,
+}
+
+impl Multiplexed {
+    pub(super) fn of(tcp: &TcpStream) -> Self {
+        Self { handle: second_handle(tcp).map(Arc::new), peer: peer_of(tcp) }
     }
 
-    pub(super) fn peer_of(tcp: &TcpStream) -> Option<SocketAddr> {
-        tcp.peer_addr().ok()
+    /// What one of its requests knows; `cut` is to end that one.
+    pub(super) fn of_request(&self, cut: CancellationToken) -> Connection {
+        let socket = self.handle.clone().map(|handle| Arc::new(Socket::Multiplexed(handle, cut)));
+        Connection { socket, peer: self.peer }
     }
+}
+
+fn second_handle(tcp: &TcpStream) -> Option<OwnedFd> {
+    tcp.as_fd().try_clone_to_owned().ok()
+}
+
+pub(super) fn peer_of(tcp: &TcpStream) -> Option<SocketAddr> {
+    tcp.peer_addr().ok()
 }
 
 /// The socket below a request. Each version of HTTP keeps it in its own way.

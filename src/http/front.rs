@@ -4,7 +4,7 @@
 
 use super::answer::request_id;
 use super::auth::Keys;
-use super::connection::Connection;
+use super::connection::{Connection, Multiplexed, peer_of};
 use super::h2;
 use super::parked::Parked;
 use super::problem::{Code, Problem};
@@ -158,9 +158,9 @@ impl Service<TcpStream> for FrontService {
                         drop(servers);
                         stream.await;
                     }
-                    First::Http1(tcp) => serve_http1(http1, tcp, Connection::peer_of).await,
+                    First::Http1(tcp) => serve_http1(http1, tcp, peer_of).await,
                     First::Http2(tcp) => {
-                        let connection = Connection::of(&tcp);
+                        let connection = Multiplexed::of(&tcp);
                         Box::pin(h2::serve(tcp, &servers.http2, &connection, servers.drain())).await;
                     }
                     First::Done => {}
@@ -178,10 +178,10 @@ impl Servers {
         let Ok(Ok(tls)) = timeout(FIRST_WORD, accepted).await else { return };
         let (tcp, session) = tls.get_ref();
         if session.alpn_protocol() == Some(b"h2") {
-            let connection = Connection::of(tcp);
+            let connection = Multiplexed::of(tcp);
             Box::pin(h2::serve(tls, &self.http2, &connection, self.drain())).await;
         } else {
-            serve_http1(http1, tls, |tls| Connection::peer_of(tls.get_ref().0)).await;
+            serve_http1(http1, tls, |tls| peer_of(tls.get_ref().0)).await;
         }
     }
 

@@ -2,7 +2,7 @@
 //! is closed, or for a request that its client has reset (as a browser does when a tab with a stream is closed), ends at once; the HTTP
 //! server's own way would find a reset out at the next write, and a frame would be lost in it.
 
-use super::connection::Connection;
+use super::connection::{Connection, Multiplexed};
 use actix_http::body::{BodySize, BoxBody, MessageBody};
 use actix_http::{HttpMessage, Request, Response};
 use actix_service::Service;
@@ -37,7 +37,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(75);
 
 /// Serves a connection to its end. One that is there when `drain` comes takes no further requests from then on.
-pub(super) async fn serve<IO>(io: IO, http: &Http, connection: &Connection, drain: &CancellationToken)
+pub(super) async fn serve<IO>(io: IO, http: &Http, connection: &Multiplexed, drain: &CancellationToken)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -82,27 +82,33 @@ async fn answer(
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     http: &Http,
-    connection: &Connection,
+    connection: &Multiplexed,
 ) {
     let is_head = request.method() == Method::HEAD;
+    let cut = CancellationToken::new();
+    let connection = connection.of_request(cut.clone());
     let answered = tokio::select! {
         answered = http.call(as_request(request, connection)) => answered,
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
     };
     let (head, body) = answered.unwrap_or_else(|refused| refused).into_parts();
     let is_over = is_head || matches!(body.size(), BodySize::None | BodySize::Sized(0));
-    if let Ok(stream) = respond.send_response(as_head(&head, body.size()), is_over)
+    if let Ok(mut stream) = respond.send_response(as_head(&head, body.size()), is_over)
         && !is_over
     {
-        send(stream, body).await;
+        tokio::select! {
+            () = send(&mut stream, body) => return,
+            () = cut.cancelled() => {}
+        }
+        stream.send_reset(Reason::CANCEL);
     }
 }
 
 /// Hands a body on as the peer takes it, until it is over or the peer doesn't want it any more.
-async fn send(mut stream: SendStream<Bytes>, body: BoxBody) {
+async fn send(stream: &mut SendStream<Bytes>, body: BoxBody) {
     let mut body = pin!(body);
     // Only what can be sent is taken from the body, as from a stream on a connection of its own.
-    while room(&mut stream, 1).await.is_some() {
+    while room(stream, 1).await.is_some() {
         let next = tokio::select! {
             biased;
             _ = poll_fn(|cx| stream.poll_reset(cx)) => return,
@@ -118,7 +124,7 @@ async fn send(mut stream: SendStream<Bytes>, body: BoxBody) {
             }
         };
         while !chunk.is_empty() {
-            let Some(room) = room(&mut stream, chunk.len()).await else { return };
+            let Some(room) = room(stream, chunk.len()).await else { return };
             let part = chunk.split_to(room.min(chunk.len()));
             if stream.send_data(part, false).is_err() {
                 return;
@@ -136,7 +142,7 @@ async fn room(stream: &mut SendStream<Bytes>, wanted: usize) -> Option<usize> {
     Some(stream.capacity())
 }
 
-fn as_request(request: http::Request<RecvStream>, connection: &Connection) -> Request {
+fn as_request(request: http::Request<RecvStream>, connection: Connection) -> Request {
     let (parts, body) = request.into_parts();
     let mut request = Request::with_payload(body.into());
     let head = request.head_mut();
@@ -145,7 +151,7 @@ fn as_request(request: http::Request<RecvStream>, connection: &Connection) -> Re
     head.version = parts.version;
     head.headers = parts.headers.into();
     head.peer_addr = connection.peer;
-    request.extensions_mut().insert(connection.clone());
+    request.extensions_mut().insert(connection);
     request
 }
 

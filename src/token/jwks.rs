@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// After a fetch there is none for this long, whoever asks.
 const REST: Duration = Duration::from_secs(5);
+/// Who asks waits no longer than this, which is longer than a fetch takes.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Without being asked, the keys are fetched about this often.
 const INTERVAL: Duration = Duration::from_mins(10);
 /// While the source is away it is tried again after a time that doubles up to this.
@@ -134,8 +136,8 @@ impl Jwks {
             self.asked.notify_one();
         }
         if now != Phase::Resting {
-            // It ends only with the process.
-            let _ = phase.wait_for(|phase| *phase == Phase::Resting).await;
+            // While the process ends nobody fetches any more.
+            let _ = timeout(PATIENCE, phase.wait_for(|phase| *phase == Phase::Resting)).await;
         }
     }
 }

@@ -148,6 +148,22 @@ fn a_device_that_does_not_read_holds_nothing_up() {
 }
 
 #[test]
+fn of_the_streams_of_a_connection_only_the_one_that_takes_nothing_is_cut_off() {
+    over_both(&["stream.heartbeat_s=300", "stream.stall_timeout_s=1"], |node, wire| {
+        let mut connection = wire.http2_with_window(2_000);
+        let stuck = open(&mut connection, node, "bob", "phone");
+        let mut carol = open(&mut connection, node, "carol", "phone");
+        let filling = json!({"payload": {"filling": "f".repeat(5_000), "c": node.canary()}, "ttl_ms": 60_000});
+        whisper(node, wire, "bob", &filling);
+        whisper(node, wire, "bob", &filling);
+        eventually_is("the stuck one is gone", || node.count("herenow_streams"), |streams| *streams == 1);
+        assert_eq!(whisper(node, wire, "carol", &json!({}))["outcome"], "delivered");
+        assert_eq!(carol.next_message()["type"], "typing");
+        drop(stuck);
+    });
+}
+
+#[test]
 fn a_large_message_passes_a_small_window() {
     over_both(&[], |node, wire| {
         let mut connection = wire.http2_with_window(1_000);
