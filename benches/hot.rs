@@ -5,7 +5,7 @@ use divan::{Bencher, black_box};
 use herenow::backend::memory::MemoryPlane;
 use herenow::config::{Auth, Config, Secret};
 use herenow::domain::message::{Message, RawJson};
-use herenow::domain::seat::{DeviceId, DeviceState, NodeId, SeatInfo, UserId, order_seats};
+use herenow::domain::seat::{DeviceId, DeviceState, KeyId, NodeId, SeatInfo, UserId, order_seats};
 use herenow::domain::time::Timestamp;
 use herenow::http::fuzzing;
 use herenow::ports::Directory;
@@ -100,7 +100,9 @@ fn locate_a_user(bencher: Bencher) {
 fn offer_and_revoke(bencher: Bencher) {
     let hub = Hub::new(&Config::default().stream);
     let bob = user(1);
-    let seat = hub.open(&bob, &DeviceId::parse("phone").expect("a name"), DeviceState::Active, None).expect("a seat");
+    let seat = hub
+        .open(&bob, &DeviceId::parse("phone").expect("a name"), DeviceState::Active, KeyId::new(1), None)
+        .expect("a seat");
     let frame = message_frame(&message(), &bob, None);
     let expires_at = Instant::now() + Duration::from_hours(1);
     bencher.bench(|| {
@@ -113,12 +115,8 @@ fn offer_and_revoke(bencher: Bencher) {
 /// Checking a device token.
 #[divan::bench]
 fn check_a_token(bencher: Bencher) {
-    let tokens = Tokens::new(&Auth {
-        api_keys: vec![],
-        device_secrets: vec![Secret::new("a secret of some length, as is fit")],
-        audience: None,
-        self_made: false,
-    });
+    let device_secrets = vec![Secret::new("a secret of some length, as is fit")];
+    let tokens = Tokens::new(&Auth { device_secrets, ..Config::default().auth }).expect("no files to read");
     let (token, _) = tokens.mint(&user(1), None, Duration::from_hours(1)).expect("a token");
-    bencher.bench(|| tokens.check(black_box(&token)).expect("accepted"));
+    bencher.bench(|| tokens.check(black_box(&token), &[]).expect("accepted"));
 }

@@ -1,9 +1,12 @@
 //! The roof: builds everything from the configuration, runs it, and takes it down in order.
 
 mod backup;
+mod reload;
 mod welcome;
 
 pub use backup::backup;
+use reload::Live;
+pub use reload::Start;
 
 use crate::backend::memory::MemoryPlane;
 use crate::backend::postgres::{self, PostgresStore};
@@ -11,7 +14,7 @@ use crate::backend::redis::RedisPlane;
 use crate::backend::sqlite::{self, SqliteStore};
 use crate::config::{self, Config};
 use crate::domain::retry::Schedule;
-use crate::http::{self, Admin, Doors, Front, Keys, RateLimits};
+use crate::http::{self, Admin, Certificate, Doors, Front, Keys, RateLimits};
 use crate::ports::{Ephemeral, Store};
 use crate::relay::before_send::BeforeSend;
 use crate::relay::callbacks::Callbacks;
@@ -20,9 +23,7 @@ use crate::relay::metrics::Metrics;
 use crate::relay::presence_news::PresenceNews;
 use crate::tasks::Tasks;
 use crate::traces::Exporter;
-use actix_http::HttpService;
-use actix_service::map_config;
-use actix_web::dev::{AppConfig, Server, ServerHandle};
+use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App as Actix, HttpServer};
 use anyhow::Context;
@@ -35,13 +36,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// A small write buffer makes the server take one frame at a time from a stream, so "taken" means "written, but for one frame".
-const WRITE_BUFFER: usize = 512;
-/// Headers have so long to arrive.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Beside streams, so many connections of backends are taken.
 const API_CONNECTIONS: usize = 10_000;
 
@@ -55,6 +52,7 @@ pub struct App {
     api: Server,
     address: SocketAddr,
     admin: Option<AdminDoor>,
+    live: Live,
 }
 
 struct AdminDoor {
@@ -64,29 +62,33 @@ struct AdminDoor {
 }
 
 /// Serves until a signal ends the process, and exports traces meanwhile. On the first start the credentials are shown once.
-pub async fn run(config: Config, first_start: bool, exporter: Option<Exporter>) -> anyhow::Result<()> {
-    let serve = Box::pin(serve(config, first_start));
+pub async fn run(start: Start, exporter: Option<Exporter>) -> anyhow::Result<()> {
+    let serve = Box::pin(serve(start));
     match exporter {
         Some(exporter) => exporter.during(serve).await,
         None => serve.await,
     }
 }
 
-async fn serve(config: Config, first_start: bool) -> anyhow::Result<()> {
+async fn serve(start: Start) -> anyhow::Result<()> {
     // From here on a signal is heeded: one that comes while all is being opened ends the process in order, too.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let app = match App::build(&config, &Schedule::default()).await {
+    let hangup = signal(SignalKind::hangup());
+    let config = &start.loaded.config;
+    let app = match App::build(config, &Schedule::default()).await {
         // They would not be shown at the next start.
-        Err(error) if first_start => {
+        Err(error) if start.first_start => {
             return Err(error.context(format!("the first start made credentials in {}", config.data_dir.display())));
         }
         built => built?,
     };
-    welcome::print(&config, app.address, first_start);
+    welcome::print(config, app.address, start.first_start);
     let (stop, halt) = (CancellationToken::new(), app.tasks.halt.clone());
+    let reloads = start.reload_at(hangup, app.live.clone());
     tokio::select! {
         ended = app.run_until(stop.clone().cancelled_owned()) => ended,
         never = obey_signals(signals, &stop, &halt) => never,
+        never = reloads => never,
     }
 }
 
@@ -105,11 +107,11 @@ impl App {
             plane: plane.clone(),
             store: store.clone(),
             callbacks,
-            before_send: BeforeSend::new(&config.callbacks, config.limits.payload_bytes, &mut registry)
+            before_send: BeforeSend::new(&config.callbacks, &mut registry)
                 .map_err(|error| anyhow::anyhow!("callbacks.before_send.{error}"))?,
             presence_news: PresenceNews::start(&config.callbacks, &tasks, &mut registry)
                 .map_err(|error| anyhow::anyhow!("callbacks.presence.{error}"))?,
-            limits: config.limits.clone(),
+            limits: config.limits,
             stream: config.stream.clone(),
             retention: config.store.retention,
             confirm_timeout: config.cluster.confirm_timeout,
@@ -119,11 +121,32 @@ impl App {
         relay.start().await.context("this node can't join the others")?;
         let rates = Arc::new(RateLimits::new(&config.limits));
         tasks.spawn_essential("rates", rates.clone().forget_idle(tasks.drain.clone()));
-        let (api, address) = api_server(config, &relay, rates)?;
+        let keys = Data::new(Keys::new(config)?);
+        let (fresh, of_relay) = (keys.clone(), relay.clone());
+        let drain = tasks.drain.clone();
+        tasks.spawn_essential("keys", async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = fresh.keep_fresh(&of_relay) => {}
+            }
+        });
+        let certificate = Certificate::load(&config.server.tls).context("server.tls")?;
+        let tls = certificate.as_ref().map(Certificate::acceptor).transpose().context("server.tls")?;
+        if let Some(certificate) = certificate {
+            let drain = tasks.drain.clone();
+            tasks.spawn_essential("certificate", async move {
+                tokio::select! {
+                    () = drain.cancelled() => {}
+                    () = certificate.keep_fresh() => {}
+                }
+            });
+        }
+        let (api, address) = api_server(config, &relay, &keys, &rates, tls)?;
+        let live = Live { relay: relay.clone(), keys, rates };
         let admin = Admin { registry: Arc::new(Mutex::new(registry)) };
         let admin = config.server.admin_listen.map(|at| admin_server(at, &config.stream, &relay, admin)).transpose()?;
         let drain = config.server.drain;
-        Ok(Self { relay, store, plane, tasks, drain, api, address, admin })
+        Ok(Self { relay, store, plane, tasks, drain, api, address, admin, live })
     }
 
     /// Where the API listens.
@@ -138,7 +161,7 @@ impl App {
 
     /// Serves until `stop`, then drains (CONTRACT.md 9). An essential task that dies ends the process too, and with an error.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { relay, store, plane, tasks, drain, api, admin, address } = self;
+        let Self { relay, store, plane, tasks, drain, api, admin, address, .. } = self;
         tracing::info!(%address, admin = ?admin.as_ref().map(|a| a.address), node.id = %relay.node(), "serving");
         let handle = api.handle();
         let mut server = tokio::task::JoinSet::new();
@@ -224,39 +247,37 @@ async fn obey_signals(signals: [io::Result<Signal>; 2], stop: &CancellationToken
     std::future::pending().await
 }
 
-fn api_server(config: &Config, relay: &Relay, rates: Arc<RateLimits>) -> anyhow::Result<(Server, SocketAddr)> {
+fn api_server(
+    config: &Config,
+    relay: &Relay,
+    keys: &Data<Keys>,
+    rates: &Arc<RateLimits>,
+    tls: Option<TlsAcceptor>,
+) -> anyhow::Result<(Server, SocketAddr)> {
     let listen = config.server.listen;
     let listener = http::listener(listen, &config.stream).with_context(|| format!("can't listen on {listen}"))?;
     let address = listener.local_addr()?;
     let doors = Doors {
         relay: Data::new(relay.clone()),
-        keys: Data::new(Keys::new(&config.auth)),
-        rates: Data::from(rates),
+        keys: keys.clone(),
+        rates: Data::from(rates.clone()),
         cors_origins: config.server.cors_origins.clone(),
         // Anybody may mint tokens there: only where everybody who gets there may read the credentials anyway.
-        examples: config.auth.self_made && address.ip().is_loopback(),
+        examples: serves_examples(config, address),
     };
     let workers = config.server.workers;
-    let http = move || {
-        let app = map_config(http::routes(doors.clone()), |()| AppConfig::default());
-        let http = HttpService::build()
-            .keep_alive(KEEP_ALIVE)
-            .client_request_timeout(HEADERS_TIMEOUT)
-            // A closed tab is offline at once, not two heartbeats later. The price: a client that shuts its sending side is closed too.
-            .h1_allow_half_closed(false)
-            .h1_write_buffer_size(WRITE_BUFFER)
-            .on_connect_ext(http::note_connection)
-            .finish(app)
-            .tcp_auto_h2c();
-        Front::new(http, doors.clone())
-    };
     let server = Server::build()
         .workers(workers)
         .max_concurrent_connections((config.stream.max + API_CONNECTIONS).div_ceil(workers))
         .disable_signals()
         .shutdown_timeout(1)
-        .listen("api", listener, http)?;
+        .listen("api", listener, move || Front::new(doors.clone(), tls.clone()))?;
     Ok((server.run(), address))
+}
+
+/// It is for who tries herenow on their own machine. With TLS it isn't: its check of origins knows `http://` and `Host` alone.
+fn serves_examples(config: &Config, address: SocketAddr) -> bool {
+    config.auth.self_made && address.ip().is_loopback() && config.server.tls.cert.is_none()
 }
 
 /// On a thread and a runtime of its own, so that it answers under load.

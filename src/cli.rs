@@ -8,6 +8,7 @@ mod client;
 mod doctor;
 mod listen;
 mod presence;
+mod ready;
 mod send;
 mod serve;
 mod sse;
@@ -52,6 +53,9 @@ enum Command {
     /// Show who is online, on which devices
     #[command(after_help = presence::EXAMPLE)]
     Presence(presence::PresenceArgs),
+    /// Ask whether a herenow can take sends and streams: exit code 0 or 1, for health checks
+    #[command(after_help = ready::EXAMPLE)]
+    Ready(ready::ReadyArgs),
     /// Copy the store to a file, while herenow runs or not
     #[command(after_help = backup::EXAMPLE)]
     Backup(backup::BackupArgs),
@@ -93,6 +97,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Send(args) => client::block_on(send::run(&args)),
         Command::Listen(args) => client::block_on(listen::run(args)),
         Command::Presence(args) => client::block_on(presence::run(&args)),
+        Command::Ready(args) => client::block_on(ready::run(&args)),
         Command::Backup(args) => backup::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
         Command::Openapi => print(crate::http::openapi_json().trim_end()),

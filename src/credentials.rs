@@ -130,7 +130,9 @@ impl Credentials {
     pub fn fill(&self, config: &mut Config) {
         let auth = &mut config.auth;
         let key_made = fill_empty(&mut auth.api_keys, &self.api_key);
-        let secret_made = fill_empty(&mut auth.device_secrets, &self.device_secret);
+        // Whose tokens are signed by somebody else doesn't want a secret of ours to be good for them as well.
+        let verifies_by_public_keys = !auth.device_public_keys.is_empty() || auth.jwks_url.is_some();
+        let secret_made = !verifies_by_public_keys && fill_empty(&mut auth.device_secrets, &self.device_secret);
         auth.self_made = key_made && secret_made;
         fill_empty(&mut config.callbacks.storage.secrets, &self.callback_secret);
         fill_empty(&mut config.callbacks.push.secrets, &self.callback_secret);

@@ -5,25 +5,39 @@ use crate::traces;
 use opentelemetry_sdk::trace::SdkTracer;
 use std::io;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, Registry, reload};
 
 /// Libraries that tell at `info` or `debug` what nobody running herenow needs, requests among it. A rule of `log.level` can still let one speak.
 const NOISY: [&str; 9] =
     ["actix_http", "actix_server", "actix_web", "h2", "hyper", "hyper_util", "mio", "reqwest", "rustls"];
 
+/// The level that is in force, to be changed.
+pub struct Level(reload::Handle<Targets, Registry>);
+
+impl Level {
+    /// From now on this one.
+    pub fn set(&self, level: &str) {
+        if let Err(error) = self.0.reload(targets(level)) {
+            tracing::warn!(%error, "the level of the log could not be changed");
+        }
+    }
+}
+
 /// Starts logging for the whole process, and tracing by `tracer`; to be called once.
-pub fn start(log: &Log, tracer: Option<SdkTracer>) -> Result<(), TryInitError> {
+pub fn start(log: &Log, tracer: Option<SdkTracer>) -> Result<Level, TryInitError> {
     let lines =
         tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     let lines = match log.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let lines = lines.with_filter(targets(&log.level));
-    tracing_subscriber::registry().with(lines).with(tracer.map(traces::layer)).try_init()
+    let (filter, level) = reload::Layer::new(targets(&log.level));
+    let lines = lines.with_filter(filter);
+    tracing_subscriber::registry().with(lines).with(tracer.map(traces::layer)).try_init()?;
+    Ok(Level(level))
 }
 
 fn targets(level: &str) -> Targets {

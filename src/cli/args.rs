@@ -84,7 +84,7 @@ impl ServerArgs {
     pub(super) fn url(&self, config: &Config) -> anyhow::Result<Url> {
         match &self.url {
             Some(url) => Ok(url.clone()),
-            None => Ok(Url::parse(&format!("http://{}", reachable(config.server.listen)))?),
+            None => Ok(Url::parse(&config.server.url(reachable(config.server.listen)))?),
         }
     }
 }

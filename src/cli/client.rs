@@ -46,9 +46,12 @@ pub(super) async fn post(
         .header("content-type", "application/json")
         .timeout(ANSWER_TIMEOUT)
         .body(body);
-    let answer =
-        more(request).send().await.map_err(|e| anyhow!("can't reach herenow at {base}: {}", root_cause(&e)))?;
-    Ok(accepted(answer).await?.text().await?)
+    Ok(accepted(send(more(request), &base).await?).await?.text().await?)
+}
+
+/// The answer to a request, or why there is none.
+pub(super) async fn send(request: RequestBuilder, base: &Url) -> anyhow::Result<Response> {
+    request.send().await.map_err(|e| anyhow!("can't reach herenow at {base}: {}", root_cause(&e)))
 }
 
 /// The innermost cause says what happened; the outer ones only repeat the URL.

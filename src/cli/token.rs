@@ -36,7 +36,9 @@ pub(super) fn run(args: &TokenArgs) -> anyhow::Result<()> {
 
 /// A token that the herenow of this configuration accepts.
 pub(super) fn mint(config: &Config, user: &UserId, device: Option<&DeviceId>, ttl: Duration) -> anyhow::Result<String> {
-    let auth = Auth { device_secrets: vec![args::device_secret(config)?], ..config.auth.clone() };
-    let (token, _) = Tokens::new(&auth).mint(user, device, ttl).context("the device secret can't sign")?;
+    // Public keys can't sign, and their files may be readable by the server alone.
+    let (device_secrets, device_public_keys) = (vec![args::device_secret(config)?], vec![]);
+    let auth = Auth { device_secrets, device_public_keys, ..config.auth.clone() };
+    let (token, _) = Tokens::new(&auth)?.mint(user, device, ttl).context("the device secret can't sign")?;
     Ok(token)
 }

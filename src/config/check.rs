@@ -3,7 +3,7 @@
 use super::flaw::Flaw;
 use super::keys::{KEYS, position};
 use super::load::Loaded;
-use super::sections::{Callbacks, Config, Outlet, RedisMode};
+use super::sections::{Callbacks, Config, RedisMode};
 use reqwest::Url;
 use std::net::IpAddr;
 
@@ -27,8 +27,11 @@ pub(super) fn flaws(loaded: &Loaded) -> Vec<Flaw> {
             as_given(loaded, "server.admin_listen")
         )));
     }
+    if config.server.tls.cert.is_some() != config.server.tls.key.is_some() {
+        flaws.push(Flaw::of_the_whole("`server.tls.cert` and `server.tls.key` go together"));
+    }
     flaws.extend(planes(loaded).into_iter().map(Flaw::of_the_whole));
-    flaws.extend(outlets(config).filter_map(|(key, outlet)| denied_url(loaded, key, outlet)));
+    flaws.extend(urls(config).filter_map(|(key, url)| denied_url(loaded, key, url?)));
     flaws
 }
 
@@ -62,23 +65,32 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     let lonely =
         "store.url without redis.url: this must be the only node, for nothing would tell others of new messages";
     let is_lonely = config.store.url.is_some() && config.redis.url.is_none() && !config.cluster.single_node;
-    [(short > 0).then_some(guessable), is_lonely.then(|| lonely.to_owned())].into_iter().flatten().collect()
+    let open = "auth.jwks_url without TLS: whoever stands between can put in keys of their own";
+    let is_open = config.auth.jwks_url.as_ref().is_some_and(|url| url.scheme() == "http" && !is_loopback(url));
+    let warnings =
+        [(short > 0).then_some(guessable), is_lonely.then(|| lonely.to_owned()), is_open.then(|| open.to_owned())];
+    warnings.into_iter().flatten().collect()
 }
 
-fn outlets(config: &Config) -> impl Iterator<Item = (&'static str, &Outlet)> {
-    let Callbacks { storage, push, presence, before_send, .. } = &config.callbacks;
+fn is_loopback(url: &Url) -> bool {
+    url.host_str() == Some("localhost") || literal_address(url).is_some_and(|address| address.is_loopback())
+}
+
+/// Where this process goes by itself.
+fn urls(config: &Config) -> impl Iterator<Item = (&'static str, Option<&Url>)> {
     [
-        ("callbacks.storage.url", storage),
-        ("callbacks.push.url", push),
-        ("callbacks.presence.url", presence),
-        ("callbacks.before_send.url", before_send),
+        ("auth.jwks_url", config.auth.jwks_url.as_ref()),
+        ("callbacks.storage.url", config.callbacks.storage.url.as_ref()),
+        ("callbacks.push.url", config.callbacks.push.url.as_ref()),
+        ("callbacks.presence.url", config.callbacks.presence.url.as_ref()),
+        ("callbacks.before_send.url", config.callbacks.before_send.url.as_ref()),
     ]
     .into_iter()
 }
 
 /// A name is looked up when a callback is sent; an address can be refused at once, however it is spelled.
-fn denied_url(loaded: &Loaded, key: &str, outlet: &Outlet) -> Option<Flaw> {
-    let address = literal_address(outlet.url.as_ref()?)?;
+fn denied_url(loaded: &Loaded, key: &str, url: &Url) -> Option<Flaw> {
+    let address = literal_address(url)?;
     let why = denied(&loaded.config.callbacks, address)?;
     let place = position(key).map(|i| loaded.places[i].clone());
     Some(Flaw { place, problem: format!("`{key}` leads to {address}, which {why}") })

@@ -2,7 +2,7 @@
 
 use super::sections::{
     Auth, Callbacks, Cluster, Config, Limits, Log, LogFormat, OnFailure, Otel, Outlet, Redis, RedisMode, Secret,
-    Server, Store, Stream,
+    Server, Store, Stream, Tls,
 };
 use crate::domain::seat::NodeId;
 use ipnet::IpNet;
@@ -16,7 +16,7 @@ impl Default for Config {
         Self {
             data_dir: "./herenow-data".into(),
             server: server(),
-            auth: Auth { api_keys: Vec::new(), device_secrets: Vec::new(), audience: None, self_made: false },
+            auth: auth(),
             redis: Redis {
                 url: None,
                 mode: RedisMode::Standalone,
@@ -46,8 +46,20 @@ fn server() -> Server {
         listen: local(8080),
         admin_listen: Some(local(9090)),
         workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+        tls: Tls { cert: None, key: None },
         cors_origins: Vec::new(),
         drain: Duration::from_secs(10),
+    }
+}
+
+fn auth() -> Auth {
+    Auth {
+        api_keys: Vec::new(),
+        device_secrets: Vec::new(),
+        device_public_keys: Vec::new(),
+        jwks_url: None,
+        audience: None,
+        self_made: false,
     }
 }
 

@@ -1,9 +1,11 @@
 //! The table of keys, in the order of the contract.
 
+use super::reload::Takes::{self, Reload, ReloadWhile};
 use super::sections::Config;
 use super::slot::Slot::{
     self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
-    OnFailure, Origins, Path, Prefix, RateOrOff, Ratio, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone, UrlOrNone,
+    OnFailure, Origins, Path, PathOrNone, Paths, Prefix, RateOrOff, Ratio, Seconds, SecondsOrOff, Secrets, Switch,
+    TextOrNone, UrlOrNone,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,15 +19,21 @@ pub struct Key {
     /// What the default is, where it isn't the same for everyone.
     pub default_note: Option<&'static str>,
     pub(super) slot: Slot,
+    pub(super) takes: Takes,
 }
 
 impl Key {
     const fn new(name: &'static str, slot: Slot, help: &'static str) -> Self {
-        Self { name, help, default_note: None, slot }
+        Self { name, help, default_note: None, slot, takes: Takes::Restart }
     }
 
     const fn by_default(mut self, note: &'static str) -> Self {
         self.default_note = Some(note);
+        self
+    }
+
+    const fn takes(mut self, takes: Takes) -> Self {
+        self.takes = takes;
         self
     }
 
@@ -70,6 +78,16 @@ pub static KEYS: &[Key] = &[
     Key::new("server.workers", Count(1..=1_024, |c| &mut c.server.workers), "Threads that serve HTTP.")
         .by_default("one per core"),
     Key::new(
+        "server.tls.cert",
+        PathOrNone(|c| &mut c.server.tls.cert),
+        "A PEM file with the certificate and those between it and its root. If given, the API speaks TLS only. Read anew when it changes.",
+    ),
+    Key::new(
+        "server.tls.key",
+        PathOrNone(|c| &mut c.server.tls.key),
+        "The PEM file of the certificate's private key. Read anew when it changes.",
+    ),
+    Key::new(
         "server.cors_origins",
         Origins(|c| &mut c.server.cors_origins),
         "Web pages of these origins may call the API from a browser.",
@@ -83,15 +101,25 @@ pub static KEYS: &[Key] = &[
         "auth.api_keys",
         Secrets(header_safe, |c| &mut c.auth.api_keys),
         "What backends show. Several are valid at once, so that they can be rotated.",
-    )
+    ).takes(Reload)
     .by_default(MADE),
     Key::new(
         "auth.device_secrets",
         Secrets(not_empty, |c| &mut c.auth.device_secrets),
-        "HS256 secrets of device tokens. The first one signs, all are accepted. Give each 32 bytes or more.",
-    )
+        "HS256 secrets of device tokens. The first one signs, all are accepted. Give each 32 bytes or more. None is made where there are public keys.",
+    ).takes(Reload)
     .by_default(MADE),
-    Key::new("auth.audience", TextOrNone(|c| &mut c.auth.audience), "If given, a device token must name it in `aud`."),
+    Key::new(
+        "auth.device_public_keys",
+        Paths(|c| &mut c.auth.device_public_keys),
+        "PEM files of public keys of device tokens: RSA (RS256), EC on P-256 (ES256) or Ed25519 (EdDSA).",
+    ).takes(Reload),
+    Key::new(
+        "auth.jwks_url",
+        UrlOrNone(|c| &mut c.auth.jwks_url),
+        "A JWKS (RFC 7517) with public keys of device tokens, of the same kinds. Addresses that callbacks may not go to are refused here, too.",
+    ).takes(Reload),
+    Key::new("auth.audience", TextOrNone(|c| &mut c.auth.audience), "If given, a device token must name it in `aud`.").takes(Reload),
     Key::new(
         "redis.url",
         AnyUrlOrNone(&["redis", "rediss"], |c| &mut c.redis.url),
@@ -189,41 +217,41 @@ pub static KEYS: &[Key] = &[
         "limits.payload_bytes",
         Count(1..=16_777_216, |c| &mut c.limits.payload_bytes),
         "How large a message's payload may be.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.answer_wait_ms",
         Millis(1..=60_000, |c| &mut c.limits.answer_wait),
         "How long the answer to an online-only send waits for outcomes.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.seat_patience_ms",
         Millis(1..=60_000, |c| &mut c.limits.seat_patience),
         "How long an online-only message waits in a slow device's queue before another device is tried.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.sends_per_s",
         RateOrOff(|c| &mut c.limits.sends_per_s),
         "How many messages per second one API key may send through this node, after as many at once.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.sends_per_s_per_from",
         RateOrOff(|c| &mut c.limits.sends_per_s_per_from),
         "The same for each sender that `from` names.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.group_members",
         Count(1..=1_000_000, |c| &mut c.limits.group_members),
         "How many members a group may have.",
-    ),
+    ).takes(Reload),
     Key::new(
         "limits.idempotency_window_s",
         Seconds(1..=604_800, |c| &mut c.limits.idempotency_window),
         "How long an `Idempotency-Key` of a persisted send is remembered.",
-    ),
-    Key::new("callbacks.storage.url", UrlOrNone(|c| &mut c.callbacks.storage.url), "Gets every persisted message."),
-    Key::new("callbacks.storage.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.storage.secrets), SIGNS)
+    ).takes(Reload),
+    Key::new("callbacks.storage.url", UrlOrNone(|c| &mut c.callbacks.storage.url), "Gets every persisted message.").takes(ReloadWhile("callbacks.storage.url")),
+    Key::new("callbacks.storage.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.storage.secrets), SIGNS).takes(ReloadWhile("callbacks.storage.url"))
         .by_default(MADE),
-    Key::new("callbacks.storage.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.storage.timeout), TIMEOUT),
+    Key::new("callbacks.storage.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.storage.timeout), TIMEOUT).takes(ReloadWhile("callbacks.storage.url")),
     Key::new("callbacks.storage.concurrency", Count(1..=1_024, |c| &mut c.callbacks.storage.concurrency), AT_ONCE),
     Key::new(
         "callbacks.storage.batch_max",
@@ -234,10 +262,10 @@ pub static KEYS: &[Key] = &[
         "callbacks.push.url",
         UrlOrNone(|c| &mut c.callbacks.push.url),
         "Gets, per recipient, every persisted message that no device took.",
-    ),
-    Key::new("callbacks.push.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.push.secrets), SIGNS)
+    ).takes(ReloadWhile("callbacks.push.url")),
+    Key::new("callbacks.push.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.push.secrets), SIGNS).takes(ReloadWhile("callbacks.push.url"))
         .by_default(MADE),
-    Key::new("callbacks.push.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.push.timeout), TIMEOUT),
+    Key::new("callbacks.push.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.push.timeout), TIMEOUT).takes(ReloadWhile("callbacks.push.url")),
     Key::new("callbacks.push.concurrency", Count(1..=1_024, |c| &mut c.callbacks.push.concurrency), AT_ONCE),
     Key::new(
         "callbacks.push.grace_ms",
@@ -248,10 +276,10 @@ pub static KEYS: &[Key] = &[
         "callbacks.presence.url",
         UrlOrNone(|c| &mut c.callbacks.presence.url),
         "Is told when a user's first device comes and when the last one has been gone for a while. Best effort: the highest `version` wins.",
-    ),
-    Key::new("callbacks.presence.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.presence.secrets), SIGNS)
+    ).takes(ReloadWhile("callbacks.presence.url")),
+    Key::new("callbacks.presence.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.presence.secrets), SIGNS).takes(ReloadWhile("callbacks.presence.url"))
         .by_default(MADE),
-    Key::new("callbacks.presence.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.presence.timeout), TIMEOUT),
+    Key::new("callbacks.presence.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.presence.timeout), TIMEOUT).takes(ReloadWhile("callbacks.presence.url")),
     Key::new("callbacks.presence.concurrency", Count(1..=1_024, |c| &mut c.callbacks.presence.concurrency), AT_ONCE),
     Key::new(
         "callbacks.presence.debounce_ms",
@@ -262,8 +290,8 @@ pub static KEYS: &[Key] = &[
         "callbacks.before_send.url",
         UrlOrNone(|c| &mut c.callbacks.before_send.url),
         "Is asked before every send, online-only ones too, whether it may go: allow, reject or replace the payload.",
-    ),
-    Key::new("callbacks.before_send.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.before_send.secrets), SIGNS)
+    ).takes(ReloadWhile("callbacks.before_send.url")),
+    Key::new("callbacks.before_send.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.before_send.secrets), SIGNS).takes(ReloadWhile("callbacks.before_send.url"))
         .by_default(MADE),
     Key::new(
         "callbacks.before_send.timeout_ms",
@@ -284,13 +312,13 @@ pub static KEYS: &[Key] = &[
         "callbacks.deny_networks",
         Networks(|c| &mut c.callbacks.deny_networks),
         "No callback goes to an address in these.",
-    ),
+    ).takes(Reload),
     Key::new(
         "callbacks.public_only",
         Switch(|c| &mut c.callbacks.public_only),
         "Callbacks go to globally routable addresses only.",
-    ),
-    Key::new("log.level", Level(|c| &mut c.log.level), "How much is logged."),
+    ).takes(Reload),
+    Key::new("log.level", Level(|c| &mut c.log.level), "How much is logged.").takes(Reload),
     Key::new("log.format", Format(|c| &mut c.log.format), "How it is written, to standard error."),
     Key::new(
         "otel.endpoint",
@@ -307,9 +335,6 @@ pub static KEYS: &[Key] = &[
 const SIGNS: &str = "`whsec_` secrets. A callback is signed with each of them, so that they can be rotated.";
 const TIMEOUT: &str = "Within this time the whole answer must be there.";
 const AT_ONCE: &str = "How many of these callbacks run at once.";
-
-/// Keys of the contract that this version has not: given, they are refused by name, so that nobody believes that they work.
-pub(super) static NOT_YET: &[&str] = &["server.tls.cert", "server.tls.key", "auth.device_public_keys", "auth.jwks_url"];
 
 fn not_empty(secret: &str) -> Result<(), &'static str> {
     if secret.is_empty() { Err("is empty") } else { Ok(()) }

@@ -55,8 +55,25 @@ pub struct Server {
     /// `None`: no admin listener.
     pub admin_listen: Option<SocketAddr>,
     pub workers: usize,
+    pub tls: Tls,
     pub cors_origins: Vec<String>,
     pub drain: Duration,
+}
+
+impl Server {
+    /// How what listens at this address is called.
+    pub fn url(&self, address: SocketAddr) -> String {
+        let scheme = if self.tls.cert.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}")
+    }
+}
+
+/// `server.tls.*`: both or neither.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each field is the key of its name")]
+pub struct Tls {
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
 }
 
 /// `auth.*`
@@ -65,6 +82,8 @@ pub struct Server {
 pub struct Auth {
     pub api_keys: Vec<Secret>,
     pub device_secrets: Vec<Secret>,
+    pub device_public_keys: Vec<PathBuf>,
+    pub jwks_url: Option<reqwest::Url>,
     pub audience: Option<String>,
     /// The credentials are those that herenow made for itself on the first start: none was configured.
     pub self_made: bool,
@@ -128,7 +147,7 @@ pub struct Stream {
 }
 
 /// `limits.*`
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each field is the key of its name")]
 pub struct Limits {
     pub payload_bytes: usize,

@@ -24,6 +24,8 @@ pub(super) type SecretRule = fn(&str) -> Result<(), &'static str>;
 /// A key's kind with its bounds and its field.
 pub(super) enum Slot {
     Path(Field<PathBuf>),
+    PathOrNone(Field<Option<PathBuf>>),
+    Paths(Field<Vec<PathBuf>>),
     Address(Field<SocketAddr>),
     AddressOrOff(Field<Option<SocketAddr>>),
     Count(Bounds, Field<usize>),
@@ -54,7 +56,49 @@ pub(super) enum Slot {
     Format(Field<LogFormat>),
 }
 
+/// With the field of a slot, whatever its type.
+macro_rules! with_field {
+    ($slot:expr, $field:ident => $do:expr) => {
+        match $slot {
+            Self::Path($field) => $do,
+            Self::PathOrNone($field) => $do,
+            Self::Paths($field) => $do,
+            Self::Address($field) => $do,
+            Self::AddressOrOff($field) => $do,
+            Self::Count(_, $field) => $do,
+            Self::Count64(_, $field) => $do,
+            Self::Seconds(_, $field) | Self::Millis(_, $field) => $do,
+            Self::SecondsOrOff(_, $field) => $do,
+            Self::RateOrOff($field) => $do,
+            Self::Ratio($field) => $do,
+            Self::OnFailure($field) => $do,
+            Self::Switch($field) => $do,
+            Self::Node($field) => $do,
+            Self::TextOrNone($field) => $do,
+            Self::UrlOrNone($field) => $do,
+            Self::AnyUrlOrNone(_, $field) => $do,
+            Self::Mode($field) => $do,
+            Self::Nodes($field) | Self::Origins($field) => $do,
+            Self::Prefix($field) | Self::Level($field) => $do,
+            Self::Networks($field) => $do,
+            Self::Secrets(_, $field) => $do,
+            Self::Format($field) => $do,
+        }
+    };
+}
+
 impl Slot {
+    /// Whether two configurations say the same here. (A field is found in one that may be changed; neither is.)
+    #[expect(clippy::float_cmp, reason = "the same text gives the same number")]
+    pub(super) fn is_same(&self, a: &mut Config, b: &mut Config) -> bool {
+        with_field!(self, field => field(a) == field(b))
+    }
+
+    /// Takes this field over from another configuration.
+    pub(super) fn copy(&self, from: &mut Config, to: &mut Config) {
+        with_field!(self, field => field(to).clone_from(field(from)));
+    }
+
     /// Reads `given` into the field, or says what is wrong with it; then the field stays as it was.
     pub(super) fn fill(&self, config: &mut Config, given: Given<'_>) -> Result<(), String> {
         self.try_fill(config, given).map_err(|why| format!("must be {}, but {why}", self.expected()))
@@ -63,6 +107,8 @@ impl Slot {
     fn try_fill(&self, config: &mut Config, given: Given<'_>) -> Result<(), String> {
         match self {
             Self::Path(field) => *field(config) = some_text(given)?.into(),
+            Self::PathOrNone(field) => *field(config) = unless_empty(given, path)?,
+            Self::Paths(field) => *field(config) = each(given, path)?,
             Self::Address(field) => *field(config) = parse(&given.text()?)?,
             Self::AddressOrOff(field) => *field(config) = unless_empty(given, parse)?,
             Self::Count(bounds, field) => *field(config) = to_usize(given.number(bounds)?)?,
@@ -102,6 +148,8 @@ impl Slot {
         let number = |bounds: &Bounds| format!("a whole number from {} to {}", bounds.start(), bounds.end());
         match self {
             Self::Path(_) => "a path".into(),
+            Self::PathOrNone(_) => "a path, or empty (none)".into(),
+            Self::Paths(_) => "a list of paths".into(),
             Self::Address(_) => "an IP address with a port, such as `127.0.0.1:8080`".into(),
             Self::AddressOrOff(_) => "an IP address with a port, or empty (off)".into(),
             Self::Count(bounds, _) | Self::Count64(bounds, _) | Self::Seconds(bounds, _) | Self::Millis(bounds, _) => {
@@ -131,6 +179,8 @@ impl Slot {
     pub(super) fn shown(&self, config: &mut Config) -> String {
         match self {
             Self::Path(field) => quoted(field(config).display()),
+            Self::PathOrNone(field) => field(config).as_ref().map_or_else(nothing, |path| quoted(path.display())),
+            Self::Paths(field) => list(field(config).iter().map(|path| path.display().to_string())),
             Self::Address(field) => quoted(*field(config)),
             Self::AddressOrOff(field) => field(config).map_or_else(nothing, quoted),
             Self::Count(_, field) => field(config).to_string(),
@@ -206,6 +256,14 @@ fn to_usize(number: u64) -> Result<usize, String> {
 
 fn each<T>(given: Given<'_>, read: fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
     given.list()?.iter().map(|entry| read(entry).map_err(|why| format!("its entry {entry:?} {why}"))).collect()
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("is empty".to_owned()),
+        text if text.contains('\0') => Err("has a zero byte".to_owned()),
+        text => Ok(text.into()),
+    }
 }
 
 /// Names an entry by its number alone.

@@ -5,6 +5,22 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
+/// Which key a stream's token was signed with: enough to tell whether it is still one of those that are accepted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct KeyId(u64);
+
+impl KeyId {
+    /// Made by whoever knows the key.
+    pub const fn new(id: u64) -> Self {
+        Self(id)
+    }
+
+    /// As it stands in a ticket.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// Why a text is no name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NameError {

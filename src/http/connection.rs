@@ -2,17 +2,15 @@
 
 use crate::config;
 use crate::relay::hub::Socket;
-use actix_web::HttpRequest;
-use actix_web::dev::Extensions;
-use actix_web::http::Version;
+use actix_web::{HttpMessage, HttpRequest};
 use socket2::{Domain, Protocol, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 /// The kernel holds so much unread data of a slow reader per connection, beside what the seat's queue holds.
 const SEND_BUFFER: usize = 128 << 10;
@@ -35,31 +33,48 @@ pub fn listener(address: SocketAddr, stream: &config::Stream) -> io::Result<TcpL
     Ok(socket.into())
 }
 
-/// What a request's connection carries.
-struct Connection {
+/// What a request knows of its connection. Without a second handle on it a stream works all the same: it can only not be watched.
+#[derive(Clone)]
+pub(super) struct Connection {
     socket: Option<Arc<Socket>>,
-    closed: CancellationToken,
-    /// Cancels `closed` when the connection's data is dropped, which is when it is closed. HTTP/2 tells of it in no other way.
-    _guard: DropGuard,
+    pub(super) peer: Option<SocketAddr>,
 }
 
-/// To be called for each new connection.
-pub fn note_connection(tcp: &TcpStream, data: &mut Extensions) {
-    // Without a second handle the stream works all the same: it can only not be watched.
-    let socket = tcp.as_fd().try_clone_to_owned().ok().map(|duplicate| Arc::new(Socket::Shared(duplicate)));
-    let closed = CancellationToken::new();
-    data.insert(Connection { socket, _guard: closed.clone().drop_guard(), closed });
-}
-
-/// The socket below a request.
-pub(super) fn socket(request: &HttpRequest) -> Option<Arc<Socket>> {
-    request.conn_data::<Connection>()?.socket.clone()
-}
-
-/// Ends when the connection is closed; `None` on HTTP/1, where the server drops the stream by itself.
-pub(super) fn closed(request: &HttpRequest) -> Option<WaitForCancellationFutureOwned> {
-    if request.version() != Version::HTTP_2 {
-        return None;
+impl Connection {
+    /// One that carries a request at a time.
+    pub(super) fn of(tcp: &TcpStream) -> Self {
+        Self { socket: second_handle(tcp).map(|handle| Arc::new(Socket::Shared(handle))), peer: peer_of(tcp) }
     }
-    Some(request.conn_data::<Connection>()?.closed.clone().cancelled_owned())
+}
+
+/// A connection that carries many at once.
+pub(super) struct Multiplexed {
+    handle: Option<Arc<OwnedFd>>,
+    peer: Option<SocketAddr>,
+}
+
+impl Multiplexed {
+    pub(super) fn of(tcp: &TcpStream) -> Self {
+        Self { handle: second_handle(tcp).map(Arc::new), peer: peer_of(tcp) }
+    }
+
+    /// What one of its requests knows; `cut` is to end that one.
+    pub(super) fn of_request(&self, cut: CancellationToken) -> Connection {
+        let socket = self.handle.clone().map(|handle| Arc::new(Socket::Multiplexed(handle, cut)));
+        Connection { socket, peer: self.peer }
+    }
+}
+
+fn second_handle(tcp: &TcpStream) -> Option<OwnedFd> {
+    tcp.as_fd().try_clone_to_owned().ok()
+}
+
+pub(super) fn peer_of(tcp: &TcpStream) -> Option<SocketAddr> {
+    tcp.peer_addr().ok()
+}
+
+/// The socket below a request. Each version of HTTP keeps it in its own way.
+pub(super) fn socket(request: &HttpRequest) -> Option<Arc<Socket>> {
+    let of_request = request.extensions().get::<Connection>().cloned();
+    of_request.or_else(|| request.conn_data::<Connection>().cloned())?.socket
 }

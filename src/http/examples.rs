@@ -6,7 +6,7 @@
 use super::auth::Keys;
 use super::problem::{Code, Problem};
 use super::rates::RateLimits;
-use super::{body, messages, tokens};
+use super::{auth, body, messages, tokens};
 use crate::domain::seat::{DeviceId, UserId};
 use crate::relay::handle::Relay;
 use actix_web::web::{Data, Payload, ServiceConfig};
@@ -77,8 +77,11 @@ async fn send_message(
 const OF_PROXIES: [&str; 5] = ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"];
 
 /// The page itself, under a loopback name: neither another origin, nor another name that was made to lead here (DNS rebinding), nor
-/// somebody beyond a proxy on this machine.
+/// somebody beyond a proxy on this machine. And credentials that were configured since the start are not to be had here.
 fn check_same_origin(request: &HttpRequest) -> Result<(), Problem> {
+    if !auth::keys(request)?.are_self_made() {
+        return Err(Problem::new(Code::NotFound, "the example is over: credentials have been configured"));
+    }
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let host = header("host").unwrap_or("");
     // Browsers send it with every POST.

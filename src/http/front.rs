@@ -1,30 +1,49 @@
 //! The first look at each connection. A plain request for a stream is answered here, and its connection becomes the stream: it needs no
-//! HTTP server's buffers any more, and senders may write to it directly. All else goes to the HTTP server, untouched.
+//! HTTP server's buffers any more, and senders may write to it directly. All else goes to the HTTP server of its version, untouched. With
+//! TLS, the handshake says which version it is, and streams are carried by the HTTP servers.
 
 use super::answer::request_id;
 use super::auth::Keys;
+use super::connection::{Connection, Multiplexed, peer_of};
+use super::h2;
 use super::parked::Parked;
 use super::problem::{Code, Problem};
-use super::routes::Doors;
+use super::routes::{Doors, routes};
 use super::stream::{self, Asked, Opened};
 use crate::relay::frame::LAST_CHUNK;
 use crate::relay::handle::Relay;
 use crate::relay::hub::Socket;
-use actix_service::{Service, ServiceFactory};
+use actix_http::error::DispatchError;
+use actix_http::{HttpService, Request, Response};
+use actix_service::boxed::{self, RcService};
+use actix_service::{Service, ServiceFactory, ServiceFactoryExt, map_config};
 use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, Extensions, ServiceResponse};
 use actix_web::{HttpResponse, ResponseError};
 use bytes::Bytes;
 use socket2::SockRef;
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
+/// A small write buffer makes the server take one frame at a time from a stream, so "taken" means "written, but for one frame".
+const WRITE_BUFFER: usize = 512;
+/// The same for what waits to be encrypted, which must have room for one record.
+const TLS_BUFFER: usize = 16 << 10;
+/// Headers have so long to arrive.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// A head that is longer, or that doesn't come at once, is the HTTP server's affair.
 const HEAD_BYTES: usize = 8 << 10;
 const HEADERS: usize = 64;
@@ -38,78 +57,150 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_READS: usize = 256;
 
 type Local<T> = Pin<Box<dyn Future<Output = T>>>;
+/// The HTTP server for one connection of HTTP/1.1.
+type Http1<IO> = RcService<(IO, Option<SocketAddr>), (), DispatchError>;
 
-/// The front of the HTTP server that `http` makes.
-pub struct Front<F> {
-    http: F,
+/// The front of the HTTP servers.
+pub struct Front {
     doors: Doors,
+    tls: Option<TlsAcceptor>,
 }
 
 /// [`Front`] on one worker.
-pub struct FrontService<S> {
-    http: S,
+pub struct FrontService(Rc<Servers>);
+
+struct Servers {
     doors: Doors,
+    http1: Transport,
+    http2: h2::Http,
 }
 
-impl<F> Front<F> {
-    /// In front of this HTTP server.
-    pub fn new(http: F, doors: Doors) -> Self {
-        Self { http, doors }
+/// What the listening socket speaks.
+enum Transport {
+    Plain(Http1<TcpStream>),
+    Tls(TlsAcceptor, Http1<TlsStream<TcpStream>>),
+}
+
+impl Front {
+    /// For these doors; with TLS and nothing else, if it is given.
+    pub fn new(doors: Doors, tls: Option<TlsAcceptor>) -> Self {
+        Self { doors, tls }
     }
 }
 
-impl<F> ServiceFactory<TcpStream> for Front<F>
-where
-    F: ServiceFactory<TcpStream, Config = (), Response = ()>,
-    F::Future: 'static,
-    F::Service: 'static,
-{
+impl ServiceFactory<TcpStream> for Front {
     type Response = ();
-    type Error = F::Error;
+    type Error = Infallible;
     type Config = ();
-    type Service = FrontService<std::rc::Rc<F::Service>>;
-    type InitError = F::InitError;
-    type Future = Local<Result<Self::Service, Self::InitError>>;
+    type Service = FrontService;
+    type InitError = ();
+    type Future = Local<Result<FrontService, ()>>;
 
     fn new_service(&self, (): ()) -> Self::Future {
-        let (http, doors) = (self.http.new_service(()), self.doors.clone());
-        Box::pin(async move { Ok(FrontService { http: std::rc::Rc::new(http.await?), doors }) })
-    }
-}
-
-impl<S> Service<TcpStream> for FrontService<S>
-where
-    S: Service<TcpStream, Response = ()> + Clone + 'static,
-{
-    type Response = ();
-    type Error = S::Error;
-    type Future = Local<Result<(), S::Error>>;
-
-    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.http.poll_ready(cx)
-    }
-
-    fn call(&self, tcp: TcpStream) -> Self::Future {
-        let (http, doors) = (self.http.clone(), self.doors.clone());
-        // Each step has a box of its own, so that a stream, which lasts, takes no more memory than it needs.
+        let (doors, tls) = (self.doors.clone(), self.tls.clone());
         Box::pin(async move {
-            match Box::pin(look(tcp, &doors)).await {
-                First::Stream(stream) => {
-                    drop((http, doors));
-                    stream.await;
-                    Ok(())
+            let http1 = match tls {
+                None => Transport::Plain(http1(&doors, |tcp| tcp).await?),
+                Some(acceptor) => {
+                    Transport::Tls(acceptor, http1(&doors, |tls: &TlsStream<TcpStream>| tls.get_ref().0).await?)
                 }
-                First::Http(tcp) => Box::pin(http.call(tcp)).await,
-                First::Done => Ok(()),
-            }
+            };
+            let answers = app(&doors).map(|answer| Response::from(answer).map_into_boxed_body());
+            let http2 = boxed::rc_service(answers.map_err(Response::from).new_service(()).await?);
+            Ok(FrontService(Rc::new(Servers { doors, http1, http2 })))
         })
     }
 }
 
-/// What a connection turns out to be.
+fn app(
+    doors: &Doors,
+) -> impl ServiceFactory<
+    Request,
+    Config = (),
+    Response = ServiceResponse<impl MessageBody + use<>>,
+    Error = actix_web::Error,
+    InitError = (),
+> + use<> {
+    map_config(routes(doors.clone()), |()| AppConfig::default())
+}
+
+async fn http1<IO>(doors: &Doors, tcp: fn(&IO) -> &TcpStream) -> Result<Http1<IO>, ()>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let server = HttpService::build()
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(HEADERS_TIMEOUT)
+        // A closed tab is offline at once, not two heartbeats later. The price: a client that shuts its sending side is closed too.
+        .h1_allow_half_closed(false)
+        .h1_write_buffer_size(WRITE_BUFFER)
+        .on_connect_ext(move |io: &IO, data: &mut Extensions| {
+            data.insert(Connection::of(tcp(io)));
+        })
+        .h1(app(doors));
+    Ok(boxed::rc_service(server.new_service(()).await?))
+}
+
+impl Service<TcpStream> for FrontService {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Local<Result<(), Infallible>>;
+
+    actix_service::always_ready!();
+
+    fn call(&self, tcp: TcpStream) -> Self::Future {
+        let servers = Rc::clone(&self.0);
+        // Each step has a box of its own, so that a stream, which lasts, takes no more memory than it needs.
+        Box::pin(async move {
+            match &servers.http1 {
+                Transport::Plain(http1) => match Box::pin(look(tcp, &servers.doors)).await {
+                    First::Stream(stream) => {
+                        drop(servers);
+                        stream.await;
+                    }
+                    First::Http1(tcp) => serve_http1(http1, tcp, peer_of).await,
+                    First::Http2(tcp) => {
+                        let connection = Multiplexed::of(&tcp);
+                        Box::pin(h2::serve(tcp, &servers.http2, &connection, servers.drain())).await;
+                    }
+                    First::Done => {}
+                },
+                Transport::Tls(acceptor, http1) => Box::pin(servers.serve_tls(acceptor, http1, tcp)).await,
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Servers {
+    async fn serve_tls(&self, acceptor: &TlsAcceptor, http1: &Http1<TlsStream<TcpStream>>, tcp: TcpStream) {
+        let accepted = acceptor.accept_with(tcp, |session| session.set_buffer_limit(Some(TLS_BUFFER)));
+        let Ok(Ok(tls)) = timeout(FIRST_WORD, accepted).await else { return };
+        let (tcp, session) = tls.get_ref();
+        if session.alpn_protocol() == Some(b"h2") {
+            let connection = Multiplexed::of(tcp);
+            Box::pin(h2::serve(tls, &self.http2, &connection, self.drain())).await;
+        } else {
+            serve_http1(http1, tls, |tls| peer_of(tls.get_ref().0)).await;
+        }
+    }
+
+    fn drain(&self) -> &CancellationToken {
+        &self.doors.relay.tasks().drain
+    }
+}
+
+/// What goes wrong with a connection is the peer's affair: it is closed.
+async fn serve_http1<IO>(http1: &Http1<IO>, io: IO, peer: impl Fn(&IO) -> Option<SocketAddr>) {
+    let peer = peer(&io);
+    let _ = http1.call((io, peer)).await;
+}
+
+/// What a connection without TLS turns out to be.
 enum First {
     Stream(Box<Parked>),
-    Http(TcpStream),
+    Http1(TcpStream),
+    Http2(TcpStream),
     /// It was answered, or has ended.
     Done,
 }
@@ -117,11 +208,14 @@ enum First {
 async fn look(tcp: TcpStream, doors: &Doors) -> First {
     let mut buffer = vec![0; HEAD_BYTES];
     let Ok(Ok(n)) = timeout(FIRST_WORD, tcp.peek(&mut buffer)).await else { return First::Done };
+    if buffer[..n].starts_with(b"PRI * HTTP/2") {
+        return First::Http2(tcp);
+    }
     if let Some(problem) = malformed(&buffer[..n]) {
         refuse(tcp, &problem).await;
         return First::Done;
     }
-    let Some(head) = Head::parse(&buffer[..n], &doors.cors_origins) else { return First::Http(tcp) };
+    let Some(head) = Head::parse(&buffer[..n], &doors.cors_origins) else { return First::Http1(tcp) };
     // It was only peeked at: now it is read.
     match tcp.try_read(&mut vec![0; n]) {
         Ok(read) if read == n => answer(tcp, &head, &doors.keys, &doors.relay).await,
@@ -131,9 +225,6 @@ async fn look(tcp: TcpStream, doors: &Doors) -> First {
 
 /// What the HTTP server would refuse without a problem document, or hang up on.
 fn malformed(bytes: &[u8]) -> Option<Problem> {
-    if bytes.starts_with(b"PRI * HTTP/2") {
-        return None;
-    }
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     match httparse::Request::new(&mut headers).parse(bytes) {
         Ok(_) => None,
@@ -216,7 +307,6 @@ async fn answer(tcp: TcpStream, head: &Head<'_>, keys: &Keys, relay: &Relay) -> 
         authorization: head.authorization,
         last_event_id: head.last_event_id,
         socket: Some(socket.clone()),
-        closed: None,
     };
     let opened = stream::open(asked, keys, relay).await;
     let status = opened.as_ref().map_or_else(|problem| problem.status_code().as_u16(), |_| 200);

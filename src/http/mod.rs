@@ -10,6 +10,7 @@ mod devices;
 mod examples;
 mod front;
 mod groups;
+mod h2;
 mod messages;
 mod openapi;
 mod ops;
@@ -20,15 +21,17 @@ mod rates;
 mod routes;
 mod schema;
 mod stream;
+mod tls;
 mod tokens;
 
-pub use auth::Keys;
-pub use connection::{listener, note_connection};
+pub use auth::{Accepted, Keys, KeysError};
+pub use connection::listener;
 pub use front::Front;
 pub use openapi::openapi_json;
 pub use ops::Admin;
 pub use rates::RateLimits;
-pub use routes::{Doors, admin_routes, routes};
+pub use routes::{Doors, admin_routes};
+pub use tls::{Certificate, TlsError};
 
 /// What the fuzz targets in `fuzz/` need of the doors, whose parsers are nobody else's business.
 #[doc(hidden)]

@@ -24,7 +24,7 @@ problems! {
     NotJson = "`unsupported_media_type`";
     Invalid = "`invalid_request`";
     Limited = "`rate_limited`; `Retry-After` says when to try again";
-    Away = "`presence_unavailable`, `store_unavailable`, `draining`; `Retry-After` says when to try again";
+    Away = "`presence_unavailable`, `store_unavailable`, `keys_unavailable`, `draining`; `Retry-After` says when to try again";
 }
 
 #[derive(OpenApi)]

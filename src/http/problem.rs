@@ -48,6 +48,7 @@ codes! {
     IdempotencyKeyReused = "idempotency_key_reused" 422 "The key was used with another request";
     RateLimited = "rate_limited" 429 "Too much at a time";
     PresenceUnavailable = "presence_unavailable" 503 "Presence is unknown at the moment";
+    KeysUnavailable = "keys_unavailable" 503 "The keys of tokens are unavailable at the moment";
     StoreUnavailable = "store_unavailable" 503 "The store is unavailable at the moment";
     Draining = "draining" 503 "This node is about to stop";
     Internal = "internal" 500 "An internal error";

@@ -10,6 +10,7 @@ use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Quota, RateLimiter};
+use parking_lot::RwLock;
 use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -22,9 +23,12 @@ const FORGET_EVERY: Duration = Duration::from_secs(5);
 
 /// Both limits.
 pub struct RateLimits {
-    per_key: Option<Limit<[u8; 32]>>,
-    per_sender: Option<Limit<UserId>>,
+    per_key: Changing<[u8; 32]>,
+    per_sender: Changing<UserId>,
 }
+
+/// A limit that may be set anew; then everybody begins anew.
+type Changing<K> = RwLock<Option<Arc<Limit<K>>>>;
 
 /// A bucket per caller, of as many messages as may be sent in a second (GCRA).
 struct Limit<K: Hash + Eq + Clone> {
@@ -39,10 +43,15 @@ pub(super) struct Left(u32);
 impl RateLimits {
     /// By `limits.*`.
     pub fn new(limits: &Limits) -> Self {
-        Self {
-            per_key: limits.sends_per_s.map(|rate| Limit::new("key", rate)),
-            per_sender: limits.sends_per_s_per_from.map(|rate| Limit::new("from", rate)),
-        }
+        let rates = Self { per_key: RwLock::default(), per_sender: RwLock::default() };
+        rates.set(limits);
+        rates
+    }
+
+    /// From now on by these.
+    pub fn set(&self, limits: &Limits) {
+        set(&self.per_key, "key", limits.sends_per_s);
+        set(&self.per_sender, "from", limits.sends_per_s_per_from);
     }
 
     /// Forgets those who have not sent for a while, again and again until `stop`.
@@ -52,24 +61,28 @@ impl RateLimits {
                 () = stop.cancelled() => return,
                 () = sleep(FORGET_EVERY) => {}
             }
-            self.per_key.iter().for_each(Limit::forget_idle);
-            self.per_sender.iter().for_each(Limit::forget_idle);
+            if let Some(limit) = now(&self.per_key) {
+                limit.forget_idle();
+            }
+            if let Some(limit) = now(&self.per_sender) {
+                limit.forget_idle();
+            }
         }
     }
 
     /// Counts one message of this API key. `None` if nobody counts.
     pub(super) fn take_for_key(&self, caller: &Backend) -> Result<Option<Left>, Problem> {
-        self.per_key.as_ref().map(|limit| limit.take(&caller.key)).transpose()
+        now(&self.per_key).map(|limit| limit.take(&caller.key)).transpose()
     }
 
     /// Counts one message of this sender.
     pub(super) fn take_for_sender(&self, from: &UserId) -> Result<(), Problem> {
-        self.per_sender.as_ref().map_or(Ok(()), |limit| limit.take(from).map(drop))
+        now(&self.per_sender).map_or(Ok(()), |limit| limit.take(from).map(drop))
     }
 
     /// Tells a caller what its API key has left.
     pub(super) fn tell(&self, left: Option<Left>, headers: &mut HeaderMap) {
-        let (Some(limit), Some(Left(left))) = (&self.per_key, left) else { return };
+        let (Some(limit), Some(Left(left))) = (now(&self.per_key), left) else { return };
         let policy = format!("\"{}\";q={};w=1", limit.name, limit.per_second);
         let full_again = u8::from(left < limit.per_second.get());
         let standing = format!("\"{}\";r={left};t={full_again}", limit.name);
@@ -78,6 +91,16 @@ impl RateLimits {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
+    }
+}
+
+fn now<K: Hash + Eq + Clone>(limit: &Changing<K>) -> Option<Arc<Limit<K>>> {
+    limit.read().clone()
+}
+
+fn set<K: Hash + Eq + Clone>(limit: &Changing<K>, name: &'static str, rate: Option<NonZeroU32>) {
+    if now(limit).map(|limit| limit.per_second) != rate {
+        *limit.write() = rate.map(|rate| Arc::new(Limit::new(name, rate)));
     }
 }
 

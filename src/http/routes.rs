@@ -31,7 +31,7 @@ pub struct Doors {
 }
 
 /// The API. Outermost stands [`answer`], so that what CORS or the framework refuse is finished there too.
-pub fn routes(
+pub(super) fn routes(
     doors: Doors,
 ) -> App<
     impl ServiceFactory<

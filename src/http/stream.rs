@@ -6,6 +6,7 @@ use super::problem::{Code, Problem};
 use super::{connection, tokens};
 use crate::domain::message::Cursor;
 use crate::domain::seat::DeviceState;
+use crate::ports::Bye;
 use crate::relay::devices::{After, OpenStream};
 use crate::relay::frame::Frame;
 use crate::relay::handle::Relay;
@@ -21,7 +22,6 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use utoipa::IntoParams;
 
 /// The query of a stream.
@@ -75,7 +75,6 @@ pub(super) struct Asked<'a> {
     pub(super) authorization: Option<&'a [u8]>,
     pub(super) last_event_id: Option<&'a [u8]>,
     pub(super) socket: Option<Arc<Socket>>,
-    pub(super) closed: Option<WaitForCancellationFutureOwned>,
 }
 
 /// What a device gets that may have a stream.
@@ -98,10 +97,15 @@ pub(super) async fn open(asked: Asked<'_>, keys: &Keys, relay: &Relay) -> Result
         after: start(asked.last_event_id, &query)?,
         state: query.state,
         until: device.until,
+        key: device.key,
         socket: asked.socket,
-        closed: asked.closed,
     };
-    Ok(Opened::Stream(relay.open_stream(request).await?))
+    let stream = relay.open_stream(request).await?;
+    // The key was removed meanwhile: whoever removed it may have looked before the stream had its seat.
+    if !keys.has_key(device.key) {
+        stream.end(Bye::Unauthorized);
+    }
+    Ok(Opened::Stream(stream))
 }
 
 /// `Last-Event-ID` wins: a client that reconnects by itself sends it with the URL of the first time.
@@ -119,11 +123,11 @@ async fn caller(
     relay: &Relay,
 ) -> Result<Device, Problem> {
     if authorization.is_some() {
-        return by_token(keys, bearer(authorization)?);
+        return by_token(keys, bearer(authorization)?).await;
     }
     match (&query.ticket, &query.access_token) {
-        (Some(ticket), _) => tokens::redeem(ticket, relay).await,
-        (None, Some(token)) => by_token(keys, token),
+        (Some(ticket), _) => tokens::redeem(ticket, keys, relay).await,
+        (None, Some(token)) => by_token(keys, token).await,
         (None, None) => {
             let detail = "a device token is needed: `Authorization: Bearer …`, `?ticket=` or `?access_token=`";
             Err(Problem::new(Code::MissingCredentials, detail))
@@ -159,7 +163,6 @@ pub(super) async fn open_stream(
         authorization: header("authorization"),
         last_event_id: header("last-event-id"),
         socket: connection::socket(&request),
-        closed: connection::closed(&request),
     };
     let opened = open(asked, &keys, &relay).await?;
     let mut answer = HttpResponse::Ok();

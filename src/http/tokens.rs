@@ -3,7 +3,7 @@
 use super::auth::{Backend, Device, Keys};
 use super::body;
 use super::problem::{Code, Problem};
-use crate::domain::seat::{DeviceId, UserId};
+use crate::domain::seat::{DeviceId, KeyId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::Ticket;
 use crate::relay::handle::Relay;
@@ -22,6 +22,7 @@ const DEFAULT_TTL_S: u32 = 3_600;
 const TTL_MAX_S: u32 = 31_536_000;
 /// For how long a ticket may be used.
 const TICKET_TTL: Duration = Duration::from_secs(30);
+const TICKET_SECRET: usize = 32;
 
 /// For whom a token is wanted.
 #[derive(Deserialize, ToSchema)]
@@ -89,14 +90,14 @@ pub(super) async fn create_token(
     Ok(HttpResponse::Created().json(mint(&keys, &user, device.as_ref(), Duration::from_secs(ttl_s.into()))?))
 }
 
-/// A token by the first of the secrets.
+/// A token by the first of the secrets, if there is one.
 pub(super) fn mint(
     keys: &Keys,
     user: &UserId,
     device: Option<&DeviceId>,
     ttl: Duration,
 ) -> Result<TokenReply, Problem> {
-    let minted = keys.tokens.mint(user, device, ttl);
+    let minted = keys.mint(user, device, ttl);
     let (token, expires_at) = minted
         .ok_or_else(|| Problem::new(Code::NotFound, "no `auth.device_secrets` are configured to sign a token with"))?;
     Ok(TokenReply { token, expires_at })
@@ -117,19 +118,27 @@ pub(super) fn mint(
 )]
 #[post("/v1/tickets")]
 pub(super) async fn create_ticket(device: Device, relay: Data<Relay>) -> Result<HttpResponse, Problem> {
-    let mut secret = [0; 32];
+    let mut secret = [0; TICKET_SECRET];
     rand::rng().fill_bytes(&mut secret);
-    let text = URL_SAFE_NO_PAD.encode(secret);
+    let text = URL_SAFE_NO_PAD.encode([&secret[..], &device.key.get().to_be_bytes()].concat());
     let expires_at = Timestamp::now().plus(TICKET_TTL).min(device.until);
     let ticket = Ticket { user: device.user, device: device.named, expires_at, stream_until: device.until };
     relay.put_ticket(Sha256::digest(&text).into(), ticket).await?;
     Ok(HttpResponse::Created().json(TicketReply { ticket: text, expires_at }))
 }
 
-/// Whom a ticket lets in, once.
-pub(super) async fn redeem(ticket: &str, relay: &Relay) -> Result<Device, Problem> {
+/// Whom a ticket lets in, once, and while the key of its token is accepted.
+pub(super) async fn redeem(ticket: &str, keys: &Keys, relay: &Relay) -> Result<Device, Problem> {
     let found = relay.take_ticket(Sha256::digest(ticket).into()).await?;
-    let Ticket { user, device, stream_until, .. } = found
+    let found = found.zip(key_of(ticket)).filter(|(_, key)| keys.has_key(*key));
+    let (Ticket { user, device, stream_until, .. }, key) = found
         .ok_or_else(|| Problem::new(Code::InvalidCredentials, "the ticket is not known, was used, or has expired"))?;
-    Ok(Device { user, named: device, until: stream_until })
+    Ok(Device { user, named: device, until: stream_until, key })
+}
+
+/// A ticket is a secret, and after it the key of the token that it was drawn on. Neither can be changed: the ticket is known by the digest
+/// of the whole.
+fn key_of(ticket: &str) -> Option<KeyId> {
+    let bytes = URL_SAFE_NO_PAD.decode(ticket).ok()?;
+    bytes.get(TICKET_SECRET..)?.try_into().ok().map(|id| KeyId::new(u64::from_be_bytes(id)))
 }

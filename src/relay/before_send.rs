@@ -42,7 +42,6 @@ pub struct BeforeSend {
     places: Semaphore,
     timeout: Duration,
     on_failure: OnFailure,
-    payload_bytes: usize,
     breaker: Mutex<Breaker>,
     answers: Family<AnswerLabel, Counter>,
     seconds: Histogram,
@@ -76,10 +75,10 @@ enum Decision {
 
 impl BeforeSend {
     /// By `callbacks.before_send.*`; `None` if nobody is to be asked.
-    pub fn new(config: &Callbacks, payload_bytes: usize, registry: &mut Registry) -> Result<Option<Self>, SetupError> {
+    pub fn new(config: &Callbacks, registry: &mut Registry) -> Result<Option<Self>, SetupError> {
         let outlet = &config.before_send;
         let Some(url) = outlet.url.clone() else { return Ok(None) };
-        let guard = Guard::new(config.deny_networks.clone(), config.public_only);
+        let guard = Guard::of(config);
         let answers = Family::<AnswerLabel, Counter>::default();
         registry.register("before_send_answers", "Questions before a send, by answer", answers.clone());
         let seconds = Histogram::new(exponential_buckets(0.001, 2.0, 12));
@@ -89,17 +88,21 @@ impl BeforeSend {
             places: Semaphore::new(outlet.concurrency),
             timeout: outlet.timeout,
             on_failure: config.before_send_on_failure,
-            payload_bytes,
             breaker: Mutex::default(),
             answers,
             seconds,
         }))
     }
 
-    /// The draft as it may be sent.
-    pub async fn ask(&self, mut draft: Draft) -> Result<Draft, Rejected> {
+    /// Where it is.
+    pub fn webhook(&self) -> &Webhook {
+        &self.webhook
+    }
+
+    /// The draft as it may be sent. Another payload in its place may have so many bytes.
+    pub async fn ask(&self, mut draft: Draft, payload_bytes: usize) -> Result<Draft, Rejected> {
         let begun = Instant::now();
-        let decision = self.decide(&draft).await;
+        let decision = self.decide(&draft, payload_bytes).await;
         self.seconds.observe(begun.elapsed().as_secs_f64());
         let (answer, result) = match decision {
             Ok(Decision::Allow) => ("allow", Ok(draft)),
@@ -118,47 +121,45 @@ impl BeforeSend {
         result
     }
 
-    async fn decide(&self, draft: &Draft) -> Result<Decision, String> {
+    async fn decide(&self, draft: &Draft, payload_bytes: usize) -> Result<Decision, String> {
         if !self.breaker.lock().may_ask(Instant::now()) {
             return Err("it has not answered for a while".to_owned());
         }
-        let result = self.put_question(draft).await;
+        let result = self.put_question(draft, payload_bytes).await;
         self.breaker.lock().heed(result.is_ok());
         result
     }
 
-    async fn put_question(&self, draft: &Draft) -> Result<Decision, String> {
+    async fn put_question(&self, draft: &Draft, payload_bytes: usize) -> Result<Decision, String> {
         let place = timeout(self.timeout, self.places.acquire()).await;
         let _place = place.map_err(|_| "too many questions are under way")?.map_err(|closed| closed.to_string())?;
-        let limit = self.payload_bytes + ANSWER_ENVELOPE;
+        let limit = payload_bytes + ANSWER_ENVELOPE;
         let traced = traces::question(draft.trace.as_deref());
         let answer = self.webhook.ask(&Uuid::now_v7().to_string(), question(draft), limit, &traced).await;
         let answer = answer.map_err(|failure| format!("{}: {}", failure.kind.as_str(), failure.text))?;
-        self.read(&answer.into())
-    }
-
-    fn read(&self, answer: &Bytes) -> Result<Decision, String> {
-        // What is wrong is said without the text, which may hold the payload.
-        let not_understood =
-            |error: serde_json::Error| format!("the answer is not understood ({:?})", error.classify());
-        match serde_json::from_slice(answer).map_err(not_understood)? {
-            Answer::Allow => Ok(Decision::Allow),
-            Answer::Reject { reason } => {
-                let reason = reason.as_deref().unwrap_or("the send was rejected");
-                Ok(Decision::Reject(reason.chars().filter(|c| !c.is_control()).take(REASON_MAX).collect()))
-            }
-            Answer::Replace => {
-                let Replacement { payload } = serde_json::from_slice(answer).map_err(not_understood)?;
-                let payload = RawJson::from_checked(answer.slice_ref(payload.get().as_bytes()));
-                if payload.as_bytes().len() > self.payload_bytes || !payload.is_shallow() {
-                    return Err("the payload in the answer is too large or too deep".to_owned());
-                }
-                Ok(Decision::Replace(payload))
-            }
-        }
+        read(&answer.into(), payload_bytes)
     }
 }
 
+fn read(answer: &Bytes, payload_bytes: usize) -> Result<Decision, String> {
+    // What is wrong is said without the text, which may hold the payload.
+    let not_understood = |error: serde_json::Error| format!("the answer is not understood ({:?})", error.classify());
+    match serde_json::from_slice(answer).map_err(not_understood)? {
+        Answer::Allow => Ok(Decision::Allow),
+        Answer::Reject { reason } => {
+            let reason = reason.as_deref().unwrap_or("the send was rejected");
+            Ok(Decision::Reject(reason.chars().filter(|c| !c.is_control()).take(REASON_MAX).collect()))
+        }
+        Answer::Replace => {
+            let Replacement { payload } = serde_json::from_slice(answer).map_err(not_understood)?;
+            let payload = RawJson::from_checked(answer.slice_ref(payload.get().as_bytes()));
+            if payload.as_bytes().len() > payload_bytes || !payload.is_shallow() {
+                return Err("the payload in the answer is too large or too deep".to_owned());
+            }
+            Ok(Decision::Replace(payload))
+        }
+    }
+}
 /// The send as the sender wrote it, signed like every callback.
 fn question(draft: &Draft) -> Bytes {
     let head = format!(r#"{{"type":"message.before_send","timestamp":"{}","data":"#, Timestamp::now());

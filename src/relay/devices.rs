@@ -6,13 +6,12 @@ use super::hub::{Seat, Socket};
 use super::presence_news::PresenceNews;
 use super::stream::{Start, Stream, goodbye};
 use crate::domain::message::Cursor;
-use crate::domain::seat::{DeviceId, DeviceState, Presence, SeatInfo, UserId};
+use crate::domain::seat::{DeviceId, DeviceState, KeyId, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{Acked, Bye, Departure, Notice, Page, PageLimit, Position, SeatError, Seated, Ticket, Unseated};
 use rand::RngExt;
 use std::sync::Arc;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// An inbox page has at most so many bytes of payload, however many messages were asked for.
 const INBOX_PAGE_BYTES: usize = 4 << 20;
@@ -42,10 +41,10 @@ pub struct OpenStream {
     pub state: DeviceState,
     /// The stream ends then: the credential's end.
     pub until: Timestamp,
+    /// The credential's key.
+    pub key: KeyId,
     /// The connection below, if it can be watched.
     pub socket: Option<Arc<Socket>>,
-    /// Ends when the connection below is closed, where the HTTP server doesn't drop the stream by itself.
-    pub closed: Option<WaitForCancellationFutureOwned>,
 }
 
 impl Relay {
@@ -58,8 +57,8 @@ impl Relay {
     /// Seats a device and opens its stream. A stream that the same device has open gets `bye` `replaced`.
     pub async fn open_stream(&self, request: OpenStream) -> Result<Stream, Error> {
         self.check_not_draining()?;
-        let OpenStream { user, device, after, state, until, socket, closed } = request;
-        let seat = self.0.hub.open(&user, &device, state, socket);
+        let OpenStream { user, device, after, state, until, key, socket } = request;
+        let seat = self.0.hub.open(&user, &device, state, key, socket);
         let seat = seat.map_err(|full| Error::Overloaded(full.to_string()))?;
         self.0.metrics.streams.inc();
         self.0.metrics.streams_opened.inc();
@@ -84,7 +83,7 @@ impl Relay {
         self.0.notes.seen(&user, &device, now);
         guard.disarm();
         let end_at = self.end_of_stream(until, now);
-        Ok(Stream::new(self.clone(), seat, start_of(after, position), end_at, closed))
+        Ok(Stream::new(self.clone(), seat, start_of(after, position), end_at))
     }
 
     /// The token's end, or the stream's age at 80 to 100 % of `stream.max_age_s`, whichever comes first.
@@ -107,6 +106,12 @@ impl Relay {
         if let Err(error) = self.0.plane.tell(&node, Notice::Close(seat, bye)).await {
             tracing::warn!(node.id = %node, %error, "another node could not be told to end a stream");
         }
+    }
+
+    /// Ends the streams on this node whose key isn't accepted any more.
+    pub fn end_unauthorized(&self, is_accepted: impl Fn(KeyId) -> bool) {
+        let seats = self.0.hub.seats();
+        seats.iter().filter(|seat| !is_accepted(seat.key())).for_each(|seat| seat.end(Bye::Unauthorized));
     }
 
     /// A stream has ended: its seat is withdrawn at once.

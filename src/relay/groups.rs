@@ -10,7 +10,7 @@ const READ_AT_ONCE: usize = 10_000;
 impl Relay {
     /// Changes a group's members, all or nothing; returns how many were added, removed, and are there now.
     pub async fn change_members(&self, group: &GroupId, change: MemberChange) -> Result<(usize, usize, usize), Error> {
-        let max = self.0.limits.group_members;
+        let max = self.limits().group_members;
         match self.0.store.change_members(group, change, max).await? {
             Changed::Done { added, removed, members } => Ok((added, removed, members)),
             Changed::TooMany => Err(Error::GroupFull(max)),

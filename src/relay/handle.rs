@@ -7,11 +7,14 @@ use super::metrics::Metrics;
 use super::notes::Notes;
 use super::presence_news::PresenceNews;
 use crate::config;
+use crate::domain::callback::Endpoint;
 use crate::domain::message::Cursor;
 use crate::domain::seat::NodeId;
 use crate::ports::{Away, Ephemeral, KeyError, SeatError, Store, StoreError, TicketError};
 use crate::relay::callbacks::Callbacks;
 use crate::tasks::Tasks;
+use crate::webhook::client::Webhook;
+use parking_lot::RwLock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -31,7 +34,7 @@ pub(super) struct Inner {
     pub(super) presence_news: Option<PresenceNews>,
     pub(super) notes: Notes,
     pub(super) groups: Copies,
-    pub(super) limits: config::Limits,
+    limits: RwLock<config::Limits>,
     pub(super) stream: config::Stream,
     pub(super) retention: Duration,
     /// `cluster.confirm_timeout_ms`
@@ -182,7 +185,7 @@ impl Relay {
             presence_news,
             notes: Notes::default(),
             groups: Copies::default(),
-            limits,
+            limits: RwLock::new(limits),
             stream,
             retention,
             confirm_timeout,
@@ -210,8 +213,29 @@ impl Relay {
     }
 
     /// The bounds of requests.
-    pub fn limits(&self) -> &config::Limits {
-        &self.0.limits
+    pub fn limits(&self) -> config::Limits {
+        *self.0.limits.read()
+    }
+
+    /// From now on these.
+    pub fn set_limits(&self, limits: config::Limits) {
+        *self.0.limits.write() = limits;
+    }
+
+    /// The endpoints that are told something, each with its section and what a configuration says of it.
+    pub fn webhooks<'a>(
+        &'a self,
+        config: &'a config::Callbacks,
+    ) -> impl Iterator<Item = (&'static str, &'a Webhook, &'a config::Outlet)> {
+        let Inner { callbacks, presence_news, before_send, .. } = &*self.0;
+        [
+            ("callbacks.storage", callbacks.webhook(Endpoint::Storage), &config.storage),
+            ("callbacks.push", callbacks.webhook(Endpoint::Push), &config.push),
+            ("callbacks.presence", presence_news.as_ref().map(PresenceNews::webhook), &config.presence),
+            ("callbacks.before_send", before_send.as_ref().map(BeforeSend::webhook), &config.before_send),
+        ]
+        .into_iter()
+        .filter_map(|(section, webhook, outlet)| Some((section, webhook?, outlet)))
     }
 
     /// `store.retention_s`
@@ -245,13 +269,9 @@ impl Relay {
 
     /// What is away now, by name; empty if all is well (CONTRACT.md 9, `/readyz`).
     pub async fn away(&self) -> Vec<&'static str> {
-        let mut away = vec![];
-        if self.0.plane.check().await.is_err() {
-            away.push("presence");
-        }
-        if self.0.store.check().await.is_err() {
-            away.push("store");
-        }
-        away
+        let (presence, store) = (self.0.plane.check().await.is_err(), self.0.store.check().await.is_err());
+        self.0.metrics.presence_away.set(presence.into());
+        self.0.metrics.store_away.set(store.into());
+        [("presence", presence), ("store", store)].into_iter().filter_map(|(what, away)| away.then_some(what)).collect()
     }
 }

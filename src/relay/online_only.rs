@@ -174,7 +174,7 @@ impl Relay {
             Mode::OnlineOnly { deliver_to, ttl, collapse_key } => (*deliver_to, *ttl, collapse_key.clone()),
             Mode::Persisted { ttl, .. } => (DeliverTo::EveryDevice, *ttl, None),
         };
-        let deadline = accepted + self.0.limits.answer_wait;
+        let deadline = accepted + self.limits().answer_wait;
         Sending { deliver_to, collapse_key, expires_at: accepted + ttl, deadline }
     }
 
@@ -200,7 +200,7 @@ impl Relay {
             order_seats(&mut seats, |seat| self.is_silent(seat));
         }
         for (n, seat) in seats.iter().enumerate() {
-            let patience = (n + 1 < seats.len()).then_some(self.0.limits.seat_patience);
+            let patience = (n + 1 < seats.len()).then_some(self.limits().seat_patience);
             match self.offer(sending, seat, frame, patience).await {
                 Ok(Verdict::Taken) => return (Outcome::Delivered, vec![seat.device.clone()]),
                 // Too late, or overtaken by a newer one: no other device should show it any more.

@@ -31,6 +31,7 @@ const AGAIN_AFTER: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(
 pub struct PresenceNews {
     debounce: Duration,
     waiting: mpsc::Sender<Event>,
+    webhook: Arc<Webhook>,
     results: Family<ResultLabel, Counter>,
 }
 
@@ -66,7 +67,7 @@ impl PresenceNews {
     pub fn start(config: &Callbacks, tasks: &Tasks, registry: &mut Registry) -> Result<Option<Self>, SetupError> {
         let outlet = &config.presence;
         let Some(url) = outlet.url.clone() else { return Ok(None) };
-        let guard = Guard::new(config.deny_networks.clone(), config.public_only);
+        let guard = Guard::of(config);
         let webhook = Arc::new(Webhook::new(url, outlet, guard)?);
         let results = Family::<ResultLabel, Counter>::default();
         registry.register("presence_callbacks", "Presence callbacks, by what became of them", results.clone());
@@ -81,7 +82,12 @@ impl PresenceNews {
             };
             tasks.spawn_essential("callbacks.presence", teller.run());
         }
-        Ok(Some(Self { debounce: config.presence_debounce, waiting, results }))
+        Ok(Some(Self { debounce: config.presence_debounce, waiting, webhook, results }))
+    }
+
+    /// Where it goes.
+    pub fn webhook(&self) -> &Webhook {
+        &self.webhook
     }
 
     /// `callbacks.presence.debounce_ms`

@@ -201,7 +201,7 @@ impl Relay {
         let key = key.map(|key| StoreKey {
             key: key.key,
             body: key.body,
-            expires_at: now.plus(self.0.limits.idempotency_window),
+            expires_at: now.plus(self.limits().idempotency_window),
         });
         let show = Show::of(&draft);
         match self.send_persisted(draft, users, key, now).await? {
@@ -221,7 +221,10 @@ impl Relay {
 
     async fn ask_before_send(&self, draft: Draft) -> Result<Draft, Error> {
         match &self.0.before_send {
-            Some(before_send) => before_send.ask(draft).await.map_err(|Rejected(reason)| Error::Rejected(reason)),
+            Some(before_send) => before_send
+                .ask(draft, self.limits().payload_bytes)
+                .await
+                .map_err(|Rejected(reason)| Error::Rejected(reason)),
             None => Ok(draft),
         }
     }

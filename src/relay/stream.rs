@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use uuid::Uuid;
 
 /// A page of the store has at most so many messages, and at most `stream.queue_bytes` of payload.
@@ -57,21 +56,13 @@ pub struct Stream {
     timer: Pin<Box<Sleep>>,
     heartbeat_at: Instant,
     end_at: Option<(Instant, Bye)>,
-    /// Waits until the HTTP/2 connection below is closed. On HTTP/1 the server itself drops the stream then.
-    closed: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// Nothing else writes to the connection, so the events are framed here.
     has_connection: bool,
     is_over: bool,
 }
 
 impl Stream {
-    pub(super) fn new(
-        relay: Relay,
-        seat: Arc<Seat>,
-        start: Start,
-        end_at: Option<(Instant, Bye)>,
-        closed: Option<WaitForCancellationFutureOwned>,
-    ) -> Self {
+    pub(super) fn new(relay: Relay, seat: Arc<Seat>, start: Start, end_at: Option<(Instant, Bye)>) -> Self {
         let ready = frame::ready(seat.user(), seat.device(), relay.node(), start.after);
         let gap = start.gap.map(|reason| frame::gap(reason, start.after));
         seat.note_shown(start.after);
@@ -89,7 +80,6 @@ impl Stream {
             timer: Box::pin(sleep_until(wake_at)),
             heartbeat_at,
             end_at,
-            closed: closed.map(Box::pin),
             has_connection: seat.has_connection(),
             is_over: false,
             relay,
@@ -97,12 +87,16 @@ impl Stream {
         }
     }
 
+    /// Ends it with a goodbye, which is still to be read from it.
+    pub fn end(&self, bye: Bye) {
+        self.seat.end(bye);
+    }
+
     /// The next bytes of the stream; `None` when it is over.
     pub fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let now = Instant::now();
         self.seat.unpark();
-        if self.is_over || self.connection_is_closed(cx) {
-            self.is_over = true;
+        if self.is_over {
             return Poll::Ready(None);
         }
         loop {
@@ -114,10 +108,6 @@ impl Stream {
                 return Poll::Pending;
             }
         }
-    }
-
-    fn connection_is_closed(&mut self, cx: &mut Context<'_>) -> bool {
-        self.closed.as_mut().is_some_and(|closed| closed.as_mut().poll(cx).is_ready())
     }
 
     fn next_bytes(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Bytes> {

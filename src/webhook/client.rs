@@ -8,9 +8,9 @@ use crate::domain::time::Timestamp;
 use crate::domain::trace::TraceContext;
 use crate::traces::{self, Traced};
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, ClientBuilder, Response, Url};
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
@@ -102,8 +102,11 @@ impl FailureKind {
     }
 }
 
-/// An endpoint of the operator. `Debug` never shows its URL, which may bear credentials.
-pub struct Webhook {
+/// An endpoint of the operator, which may be said anew while events go there. `Debug` never shows its URL, which may bear credentials.
+pub struct Webhook(RwLock<Arc<Way>>);
+
+/// How to get there.
+struct Way {
     client: Client,
     url: Url,
     guard: Guard,
@@ -115,7 +118,7 @@ pub struct Webhook {
 
 impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Webhook").field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("Webhook").field("timeout", &self.0.read().timeout).finish_non_exhaustive()
     }
 }
 
@@ -128,20 +131,16 @@ impl Webhook {
 
     fn resolved_by(resolver: GuardedResolver, url: Url, outlet: &Outlet, guard: Guard) -> Result<Self, SetupError> {
         guard.check_url(&url)?;
-        let client = Client::builder()
-            .dns_resolver(Arc::new(resolver))
-            .redirect(reqwest::redirect::Policy::none())
-            // A proxy would resolve the name itself, past the guard.
-            .no_proxy()
-            .referer(false)
-            .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(outlet.concurrency)
-            .build()
-            .map_err(SetupError::Client)?;
+        let client = guarded(Arc::new(resolver)).pool_max_idle_per_host(outlet.concurrency);
+        let client = client.build().map_err(SetupError::Client)?;
         let signer = Signer::new(&outlet.secrets)?;
-        Ok(Self { client, url, guard, signer, timeout: outlet.timeout, pooled_at: Mutex::new(None) })
+        let way = Way { client, url, guard, signer, timeout: outlet.timeout, pooled_at: Mutex::new(None) };
+        Ok(Self(RwLock::new(Arc::new(way))))
+    }
+
+    /// From now on events go where `other` goes. Those in flight end as they were begun.
+    pub fn replace(&self, other: Self) {
+        *self.0.write() = other.0.into_inner();
     }
 
     /// Posts a JSON body as the event `id`.
@@ -155,15 +154,18 @@ impl Webhook {
 
     /// Posts a JSON body as the question `id`, and returns the answer's body: at most `limit` bytes of it are taken.
     pub async fn ask(&self, id: &str, body: Bytes, limit: usize, traced: &Traced) -> Result<Vec<u8>, Failure> {
-        traced.asks(self.url.host_str(), self.url.port_or_known_default());
-        let asked = self.ask_in_time(id, body, limit, traced).await;
+        let way = Arc::clone(&self.0.read());
+        traced.asks(way.url.host_str(), way.url.port_or_known_default());
+        let asked = way.ask(id, body, limit, traced).await;
         if let Err(failure) = &asked {
             traced.failed(&failure.error_type());
         }
         asked
     }
+}
 
-    async fn ask_in_time(&self, id: &str, body: Bytes, limit: usize, traced: &Traced) -> Result<Vec<u8>, Failure> {
+impl Way {
+    async fn ask(&self, id: &str, body: Bytes, limit: usize, traced: &Traced) -> Result<Vec<u8>, Failure> {
         self.guard.check_url(&self.url).map_err(|refused| Failure::without_answer(FailureKind::Address, &refused))?;
         let asking = async {
             let response = self.send(id, body, traced).await.map_err(Failure::of_error)?;
@@ -209,6 +211,19 @@ fn trace_headers(context: Option<&TraceContext>) -> HeaderMap {
         .into_iter()
         .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::try_from(value?).ok()?)))
         .collect()
+}
+
+/// A client that goes to checked addresses only.
+pub(super) fn guarded(resolver: Arc<GuardedResolver>) -> ClientBuilder {
+    Client::builder()
+        .dns_resolver(resolver)
+        .redirect(reqwest::redirect::Policy::none())
+        // A proxy would resolve the name itself, past the guard.
+        .no_proxy()
+        .referer(false)
+        .user_agent(USER_AGENT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
 }
 
 /// A connection that was there broke before an answer came.
@@ -275,11 +290,11 @@ impl Failure {
         }
     }
 
-    fn without_answer(kind: FailureKind, error: &dyn Error) -> Self {
+    pub(super) fn without_answer(kind: FailureKind, error: &dyn Error) -> Self {
         Self { kind, status: None, retry_after: None, abort: false, text: in_words(error) }
     }
 
-    fn of_error(error: reqwest::Error) -> Self {
+    pub(super) fn of_error(error: reqwest::Error) -> Self {
         // The URL may bear credentials.
         let error = error.without_url();
         Self::without_answer(kind_of(&error), &error)

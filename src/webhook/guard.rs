@@ -1,5 +1,6 @@
 //! Which addresses a callback may go to. The address that is checked is the address that is connected to.
 
+use crate::config;
 use ipnet::IpNet;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -29,13 +30,18 @@ pub enum Refused {
 }
 
 /// `callbacks.deny_networks` and `callbacks.public_only`.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Guard {
     deny: Arc<[IpNet]>,
     public_only: bool,
 }
 
 impl Guard {
+    /// As configured.
+    pub fn of(config: &config::Callbacks) -> Self {
+        Self::new(config.deny_networks.clone(), config.public_only)
+    }
+
     /// Refuses the networks, and all that is not global if `public_only`.
     pub fn new(deny: impl Into<Arc<[IpNet]>>, public_only: bool) -> Self {
         Self { deny: deny.into(), public_only }

@@ -1,6 +1,8 @@
-//! Floor 2: POSTs to the operator's endpoints (CONTRACT.md 8): signed, to checked addresses alone, bounded in time and memory.
+//! Floor 2: POSTs to the operator's endpoints (CONTRACT.md 8), signed, and GETs of the operator's documents: to checked addresses alone,
+//! bounded in time and memory.
 
 pub mod client;
+pub mod fetch;
 pub mod guard;
 pub mod probe;
 pub mod sign;

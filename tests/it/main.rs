@@ -18,8 +18,10 @@ mod errors;
 mod groups;
 mod harness;
 mod harness_holds;
+mod http2;
 mod idempotency;
 mod invariants;
+mod keys;
 mod online_only;
 mod ops;
 mod persisted;
@@ -28,6 +30,7 @@ mod presence;
 mod presence_news;
 mod rates;
 mod recall;
+mod reload;
 mod roundabout;
 #[path = "../servers/mod.rs"]
 #[expect(dead_code, reason = "the library's tests and those of `tests/it` need a part each")]
@@ -35,5 +38,6 @@ mod servers;
 mod servers_hold;
 mod stream;
 mod support;
+mod tls;
 mod traces;
 mod typing;

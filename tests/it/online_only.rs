@@ -453,31 +453,3 @@ fn a_reader_that_is_slow_but_reads_is_never_cut_off() {
     }
     assert!(node.backend().is_online("bob"), "after {sent}: {:?}", bob.ended());
 }
-
-#[test]
-fn over_http_2_messages_arrive_and_a_closed_connection_is_noticed_at_once() {
-    let node = Node::with(&["stream.heartbeat_s=300"]);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut times = vec![];
-    for _ in 0..5 {
-        let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
-        let url = format!("http://{}/v1/stream", node.address());
-        let request = client.get(url).bearer_auth(node.token("bob", "phone"));
-        let mut answer = runtime.block_on(request.send()).unwrap();
-        assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 200));
-        let mut text = String::new();
-        let mut read_until = |what: &str| {
-            while !text.contains(what) {
-                let chunk = runtime.block_on(answer.chunk()).unwrap().unwrap();
-                text.push_str(std::str::from_utf8(&chunk).unwrap());
-            }
-        };
-        read_until("event: ready");
-        let id = node.backend().whisper("bob").json()["id"].as_str().unwrap().to_owned();
-        read_until(&id);
-        drop((answer, client));
-        // The connection's task notices that nobody holds it any more when it is polled.
-        times.push(time_to_offline(&node, "bob", || runtime.block_on(tokio::task::yield_now())));
-    }
-    assert!(median(times.clone()) < Duration::from_millis(50), "{times:?}");
-}

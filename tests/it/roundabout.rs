@@ -140,28 +140,6 @@ fn a_connection_that_served_requests_may_become_a_stream() {
 }
 
 #[test]
-fn over_http_2_one_of_several_streams_of_a_connection_may_end() {
-    let node = Node::with(&["stream.heartbeat_s=1"]);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
-    let open = |user: &str| {
-        let request = client.get(format!("http://{}/v1/stream", node.address())).bearer_auth(node.token(user, "phone"));
-        runtime.block_on(request.send()).unwrap()
-    };
-    let (bob, mut carol) = (open("bob"), open("carol"));
-    assert!(node.backend().is_online("bob") && node.backend().is_online("carol"));
-    drop(bob);
-    // Nothing tells of a reset stream but the next write.
-    eventually_is("offline", || node.backend().is_online("bob"), |online| !online);
-    let whispered = node.backend().whisper("carol").json();
-    assert_eq!(whispered["recipients"][0]["outcome"], "delivered");
-    let mut text = String::new();
-    while !text.contains(whispered["id"].as_str().unwrap()) {
-        text.push_str(std::str::from_utf8(&runtime.block_on(carol.chunk()).unwrap().unwrap()).unwrap());
-    }
-}
-
-#[test]
 fn over_http_2_requests_are_answered_as_over_http_1() {
     let node = Node::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -677,7 +677,7 @@ async fn what_is_unfit_is_refused_at_the_start_and_no_password_is_shown() {
 
 /// What the doctor finds that isn't well.
 async fn complaints(redis: &RedisKeys) -> Vec<String> {
-    let findings = examine(redis).await.into_iter();
+    let findings = examine(redis, LEASE).await.into_iter();
     findings.filter(|finding| finding.level != Level::Well).map(|finding| finding.found).collect()
 }
 
@@ -688,7 +688,7 @@ async fn a_doctor_tells_each_thing_that_is_amiss(redis: &RedisKeys, cli: impl Fn
     let unseated = b.seated("}{x", "laptop").await;
     a.seated("carol", "phone").await;
     assert_eq!(complaints(redis).await, Vec::<String>::new());
-    let well = examine(redis).await.pop().unwrap();
+    let well = examine(redis, LEASE).await.pop().unwrap();
     assert_eq!(well.found, "living nodes: 2, seats: 3");
 
     cli(&["HDEL", &names.held(&a.id()), &unlisted.connection.to_string()]);

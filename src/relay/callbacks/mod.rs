@@ -55,6 +55,7 @@ struct Desk {
     /// Bounded by the rooms.
     inbox: UnboundedSender<Row>,
     woken: Arc<Notify>,
+    courier: Arc<Courier>,
 }
 
 /// Room for rows that are about to be appended.
@@ -87,13 +88,14 @@ impl Callbacks {
         registry: &mut Registry,
     ) -> Result<Arc<Self>, StartError> {
         let metrics = Metrics::new(registry);
-        let guard = Guard::new(config.deny_networks.clone(), config.public_only);
+        let guard = Guard::of(config);
         let open = |endpoint, outlet: &Outlet, batch_max: usize| {
             let Some(url) = outlet.url.clone() else { return Ok(None) };
             let webhook = Webhook::new(url, outlet, guard.clone()).map_err(|source| StartError { endpoint, source })?;
             let courier = Arc::new(Courier { store: Arc::clone(store), webhook, batches: batch_max > 1 });
             let (inbox, rows) = unbounded_channel();
-            let desk = Desk { rooms: Arc::new(Semaphore::new(ROOMS)), inbox, woken: Arc::default() };
+            let rooms = Arc::new(Semaphore::new(ROOMS));
+            let desk = Desk { rooms, inbox, woken: Arc::default(), courier: Arc::clone(&courier) };
             let parts = Parts {
                 endpoint,
                 courier,
@@ -120,6 +122,11 @@ impl Callbacks {
             desk
         };
         Ok(Arc::new(Self { storage: storage.map(run), push: push.map(run), push_grace: config.push_grace }))
+    }
+
+    /// Where an endpoint's callbacks go.
+    pub fn webhook(&self, endpoint: Endpoint) -> Option<&Webhook> {
+        self.desk(endpoint).map(|desk| &desk.courier.webhook)
     }
 
     /// Whether the endpoint is to be told anything.

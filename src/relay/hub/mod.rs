@@ -10,7 +10,7 @@ pub use socket::Socket;
 
 use crate::config;
 use crate::domain::by_user::ByUser;
-use crate::domain::seat::{DeviceId, DeviceState, UserId};
+use crate::domain::seat::{DeviceId, DeviceState, KeyId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{Bye, Refusal};
 use std::sync::Arc;
@@ -71,6 +71,7 @@ impl Hub {
         user: &UserId,
         device: &DeviceId,
         state: DeviceState,
+        key: KeyId,
         socket: Option<Arc<Socket>>,
     ) -> Result<Arc<Seat>, HubFull> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.max {
@@ -78,7 +79,8 @@ impl Hub {
             return Err(HubFull(self.max));
         }
         let connection = self.next_connection.fetch_add(1, Ordering::Relaxed);
-        let seat = Arc::new(Seat::new(user.clone(), device.clone(), connection, state, self.queue.clone(), socket));
+        let seat =
+            Arc::new(Seat::new(user.clone(), device.clone(), connection, state, key, self.queue.clone(), socket));
         self.seats.write(user).entry(user.clone()).or_default().push(seat.clone());
         Ok(seat)
     }

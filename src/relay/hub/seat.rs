@@ -3,7 +3,7 @@
 use super::queue::{Offer, Offering, Queue, QueueLimits, Taken};
 use super::socket::Socket;
 use crate::domain::message::Cursor;
-use crate::domain::seat::{DeviceId, DeviceState, NodeId, SeatInfo, UserId};
+use crate::domain::seat::{DeviceId, DeviceState, KeyId, NodeId, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{Bye, Refusal, Verdict};
 use crate::relay::frame::Frame;
@@ -22,6 +22,7 @@ pub struct Seat {
     user: UserId,
     device: DeviceId,
     connection: u64,
+    key: KeyId,
     queue: Mutex<Queue>,
     socket: Option<Arc<Socket>>,
     watch: Mutex<Watch>,
@@ -72,6 +73,7 @@ impl Seat {
         device: DeviceId,
         connection: u64,
         state: DeviceState,
+        key: KeyId,
         limits: QueueLimits,
         socket: Option<Arc<Socket>>,
     ) -> Self {
@@ -81,6 +83,7 @@ impl Seat {
             user,
             device,
             connection,
+            key,
             queue: Mutex::new(Queue::new(limits)),
             socket,
             watch: Mutex::new(watch),
@@ -128,6 +131,11 @@ impl Seat {
     /// Which device sits here.
     pub fn device(&self) -> &DeviceId {
         &self.device
+    }
+
+    /// The key of the token that it was opened with.
+    pub fn key(&self) -> KeyId {
+        self.key
     }
 
     /// Never used twice on this node.

@@ -9,8 +9,10 @@ use socket2::SockRef;
 use std::io::{ErrorKind, IoSlice};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 #[derive(Clone, Copy)]
 struct TcpInfo;
@@ -23,6 +25,8 @@ pub enum Socket {
     Own(TcpStream),
     /// A second handle on a connection that an HTTP server reads and writes.
     Shared(OwnedFd),
+    /// The same on one that carries several streams: this one alone is cut off, by the server.
+    Multiplexed(Arc<OwnedFd>, CancellationToken),
 }
 
 /// How far a write came without waiting.
@@ -51,8 +55,11 @@ impl Socket {
         matches!(self, Self::Own(_))
     }
 
-    /// Ends the connection both ways, which its owner notices at once.
+    /// Ends the connection both ways, or the one stream of several, which its owner notices at once.
     pub fn cut(&self) {
+        if let Self::Multiplexed(_, cut) = self {
+            return cut.cancel();
+        }
         // It fails only if the connection has ended already.
         let _ = SockRef::from(&self.as_fd()).shutdown(Shutdown::Both);
     }
@@ -84,6 +91,7 @@ impl Socket {
         match self {
             Self::Own(tcp) => tcp.as_fd(),
             Self::Shared(fd) => fd.as_fd(),
+            Self::Multiplexed(fd, _) => fd.as_fd(),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::story::{DEVICES, Device, NODES, Sending, Step, USERS};
 use crate::config::Config;
 use crate::domain::message::{Audience, DeliverTo, Draft, Mode, RawJson};
 use crate::domain::retry::Schedule;
-use crate::domain::seat::{DeviceId, DeviceState, NodeId, UserId};
+use crate::domain::seat::{DeviceId, DeviceState, KeyId, NodeId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{Bus, Store};
 use crate::relay::callbacks::Callbacks;
@@ -247,7 +247,7 @@ impl World {
             state,
             until: Timestamp::now().plus(Duration::from_hours(1_000)),
             socket: None,
-            closed: None,
+            key: KeyId::new(0),
         };
         self.nodes[node].machine.run(async move {
             match relay.open_stream(request).await {

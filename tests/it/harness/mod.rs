@@ -4,17 +4,23 @@ pub mod cluster;
 pub mod collector;
 pub mod device;
 pub mod http;
+pub mod jwks;
 pub mod node;
+pub mod pair;
 pub mod planes;
 pub mod receiver;
+pub mod wire;
 
 pub use cluster::Cluster;
 pub use device::{Device, Event, StreamRequest};
 pub use http::{Answer, Request};
+pub use jwks::JwksServer;
 pub use node::{Node, Setup};
+pub use pair::{PUBLIC, Pair};
 pub(crate) use planes::only_embedded;
 pub use receiver::Receiver;
 pub use serde_json::{Value, json};
+pub use wire::{Secure, Wire};
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};

@@ -79,7 +79,9 @@ pub struct Setup {
     set: Vec<String>,
     env: Vec<(String, String)>,
     self_made: bool,
+    file: Option<String>,
     without_admin: bool,
+    without_level: bool,
     wrapper: Vec<String>,
     data_dir: Option<PathBuf>,
     /// The planes shared with other nodes, by which addresses they are reached, and what the nodes share besides.
@@ -97,6 +99,13 @@ impl Setup {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The log tells what it tells by default; else the harness has it tell everything.
+    #[must_use]
+    pub fn without_level(mut self) -> Self {
+        self.without_level = true;
         self
     }
 
@@ -124,6 +133,13 @@ impl Setup {
     #[must_use]
     pub fn self_made(mut self) -> Self {
         self.self_made = true;
+        self
+    }
+
+    /// This is in its configuration file, and none of the harness's credentials are in the environment, which is stronger.
+    #[must_use]
+    pub fn file(mut self, toml: &str) -> Self {
+        self.file = Some(toml.to_owned());
         self
     }
 
@@ -240,11 +256,14 @@ impl Node {
             ["server.listen=127.0.0.1:0", "server.admin_listen=127.0.0.1:0", "log.level=trace", "server.drain_s=1"];
         for own in own.into_iter().chain(self.plane_settings.iter().map(String::as_str)) {
             let key = own.split('=').next().unwrap();
-            if !self.setup.set.iter().any(|set| set.split('=').next() == Some(key)) {
+            let is_wanted = key != "log.level" || !self.setup.without_level;
+            if is_wanted && !self.setup.set.iter().any(|set| set.split('=').next() == Some(key)) {
                 command.args(["--set", own]);
             }
         }
-        if !self.setup.self_made {
+        if let Some(toml) = &self.setup.file {
+            self.write_file("herenow.toml", toml);
+        } else if !self.setup.self_made {
             command.env("HERENOW_AUTH__API_KEYS", API_KEY).env("HERENOW_AUTH__DEVICE_SECRETS", DEVICE_SECRET);
         }
         command.envs(self.setup.env.clone());
@@ -294,6 +313,27 @@ impl Node {
 
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("the node runs").child.id()
+    }
+
+    /// Puts a file into the directory that the node runs in.
+    pub fn write_file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Has the configuration read anew from this file, and waits for what the log says of it.
+    #[track_caller]
+    pub fn reload(&self, toml: &str) -> String {
+        let logged = self.log.text().len();
+        self.write_file("herenow.toml", toml);
+        self.signal("HUP");
+        eventually("the configuration is read anew", || {
+            let log = self.log.text();
+            let end = log[logged..].find("the configuration was read anew").ok_or_else(|| log[logged..].to_owned())?;
+            let whole = log[logged + end..].find('\n').ok_or("a line that is not whole")?;
+            Ok(log[logged..logged + end + whole].to_owned())
+        })
     }
 
     /// The API key in force.
