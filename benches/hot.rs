@@ -12,7 +12,8 @@ use herenow::ports::Directory;
 use herenow::relay::frame::{Encoded, message_frame};
 use herenow::relay::hub::{Hub, Offer};
 use herenow::token::Tokens;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 fn main() {

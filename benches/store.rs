@@ -139,6 +139,7 @@ fn message(from: &UserId, to: UserId, payload: RawJson, now: Timestamp) -> Appen
         push_due: vec![now],
         lease: Leases::default(),
         key: None,
+        trace: None,
     }
 }
 

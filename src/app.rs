@@ -1,8 +1,10 @@
 //! The roof: builds everything from the configuration, runs it, and takes it down in order.
 
+mod backup;
 mod reload;
 mod welcome;
 
+pub use backup::backup;
 use reload::Live;
 pub use reload::Start;
 
@@ -20,6 +22,7 @@ use crate::relay::handle::{Parts, Relay};
 use crate::relay::metrics::Metrics;
 use crate::relay::presence_news::PresenceNews;
 use crate::tasks::Tasks;
+use crate::traces::Exporter;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App as Actix, HttpServer};
@@ -58,8 +61,16 @@ struct AdminDoor {
     thread: std::thread::JoinHandle<()>,
 }
 
-/// Serves until a signal ends the process. On the first start the credentials are shown once.
-pub async fn run(start: Start) -> anyhow::Result<()> {
+/// Serves until a signal ends the process, and exports traces meanwhile. On the first start the credentials are shown once.
+pub async fn run(start: Start, exporter: Option<Exporter>) -> anyhow::Result<()> {
+    let serve = Box::pin(serve(start));
+    match exporter {
+        Some(exporter) => exporter.during(serve).await,
+        None => serve.await,
+    }
+}
+
+async fn serve(start: Start) -> anyhow::Result<()> {
     // From here on a signal is heeded: one that comes while all is being opened ends the process in order, too.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let hangup = signal(SignalKind::hangup());
@@ -292,10 +303,14 @@ fn admin_server(at: SocketAddr, stream: &config::Stream, relay: &Relay, admin: A
     Ok(AdminDoor { handle, address, thread })
 }
 
-/// Each stream takes two descriptors: its connection, and the hub's own handle on it.
+/// How many files may have to be open with so many streams. Each takes two descriptors: its connection, and the hub's own handle on it.
+pub fn open_files_for(streams: usize) -> u64 {
+    (streams as u64).saturating_add(API_CONNECTIONS as u64).saturating_mul(2)
+}
+
 fn raise_open_files(streams: usize) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let wanted = (streams as u64).saturating_add(API_CONNECTIONS as u64).saturating_mul(2);
+    let wanted = open_files_for(streams);
     if soft < wanted.min(hard) && setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).is_err() {
         tracing::warn!(soft, "the limit of open files could not be raised");
     }

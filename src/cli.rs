@@ -3,9 +3,12 @@
 //! Answers go to standard output, everything else to standard error. Exit code 0: done; 1: it failed, with the reason; 2: wrong usage.
 
 mod args;
+mod backup;
 mod client;
+mod doctor;
 mod listen;
 mod presence;
+mod ready;
 mod send;
 mod serve;
 mod sse;
@@ -50,6 +53,15 @@ enum Command {
     /// Show who is online, on which devices
     #[command(after_help = presence::EXAMPLE)]
     Presence(presence::PresenceArgs),
+    /// Ask whether a herenow can take sends and streams: exit code 0 or 1, for health checks
+    #[command(after_help = ready::EXAMPLE)]
+    Ready(ready::ReadyArgs),
+    /// Copy the store to a file, while herenow runs or not
+    #[command(after_help = backup::EXAMPLE)]
+    Backup(backup::BackupArgs),
+    /// Look for what is wrong: the configuration, the machine, the store, the endpoints
+    #[command(after_help = doctor::EXAMPLE)]
+    Doctor(doctor::DoctorArgs),
     /// Print the OpenAPI document of the HTTP API
     #[command(after_help = "Example:\n  herenow openapi > openapi.json")]
     Openapi,
@@ -69,7 +81,7 @@ enum ConfigCommand {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli.command.unwrap_or(Command::Serve(cli.serve))) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             tell(&error);
@@ -78,16 +90,20 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> anyhow::Result<()> {
-    match command {
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
         Command::Serve(args) => serve::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Send(args) => client::block_on(send::run(&args)),
         Command::Listen(args) => client::block_on(listen::run(args)),
         Command::Presence(args) => client::block_on(presence::run(&args)),
+        Command::Ready(args) => client::block_on(ready::run(&args)),
+        Command::Backup(args) => backup::run(&args),
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Openapi => print(crate::http::openapi_json().trim_end()),
         Command::Config(ConfigCommand::Check(args)) => check(&args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn check(args: &ServeArgs) -> anyhow::Result<()> {

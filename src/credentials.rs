@@ -63,6 +63,20 @@ impl DataDir {
         }
     }
 
+    /// Whether a process holds it. A process that starts in the very instant of the look would be refused; none that runs is disturbed.
+    pub fn is_in_use(path: &Path) -> Result<bool, CredentialsError> {
+        let lock_path = path.join(LOCK);
+        let lock = match File::open(&lock_path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(at(&lock_path))?,
+        };
+        match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(source)) => Err(CredentialsError::Io { path: lock_path, source }),
+        }
+    }
+
     /// The credentials of this directory, and whether they were made just now.
     pub fn credentials(&self) -> Result<(Credentials, bool), CredentialsError> {
         if let Some(credentials) = Credentials::read(&self.path)? {
@@ -92,6 +106,12 @@ struct Written {
 }
 
 impl Credentials {
+    /// The file in `data_dir`, if it is there.
+    pub fn file(data_dir: &Path) -> Option<PathBuf> {
+        let path = data_dir.join(FILE);
+        path.exists().then_some(path)
+    }
+
     /// Those in `data_dir`; `None` before the first start.
     pub fn read(data_dir: &Path) -> Result<Option<Self>, CredentialsError> {
         let path = data_dir.join(FILE);

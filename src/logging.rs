@@ -1,6 +1,8 @@
-//! The log: to standard error, in UTC, as `log.level` and `log.format` say.
+//! The log: to standard error, in UTC, as `log.level` and `log.format` say. Beside it traces, if there are any.
 
 use crate::config::{Log, LogFormat, level_rules};
+use crate::traces;
+use opentelemetry_sdk::trace::SdkTracer;
 use std::io;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -24,8 +26,8 @@ impl Level {
     }
 }
 
-/// Starts logging for the whole process; to be called once.
-pub fn start(log: &Log) -> Result<Level, TryInitError> {
+/// Starts logging for the whole process, and tracing by `tracer`; to be called once.
+pub fn start(log: &Log, tracer: Option<SdkTracer>) -> Result<Level, TryInitError> {
     let lines =
         tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     let lines = match log.format {
@@ -33,7 +35,7 @@ pub fn start(log: &Log) -> Result<Level, TryInitError> {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     let (filter, level) = reload::Layer::new(targets(&log.level));
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(tracer.map(traces::layer)).try_init()?;
     Ok(Level(level))
 }
 
@@ -43,7 +45,11 @@ fn targets(level: &str) -> Targets {
     let general = rules.iter().find(|(target, _)| target.is_none()).map_or(LevelFilter::INFO, |&(_, level)| level);
     let quiet = NOISY.map(|target| (target, general.min(LevelFilter::WARN)));
     let named = rules.iter().filter_map(|&(target, level)| Some((target?, level)));
-    Targets::new().with_default(general).with_targets(quiet).with_targets(named)
+    Targets::new()
+        .with_default(general)
+        .with_targets(quiet)
+        .with_targets(named)
+        .with_target(traces::TARGET, LevelFilter::OFF)
 }
 
 #[cfg(test)]
@@ -59,6 +65,7 @@ mod tests {
         assert!(!plain.would_enable("hyper::proto", &Level::INFO));
         assert!(targets("info,hyper=trace").would_enable("hyper::proto", &Level::TRACE));
         assert!(!targets("error").would_enable("hyper", &Level::WARN));
+        assert!(!targets("trace").would_enable(traces::TARGET, &Level::INFO), "spans are no lines");
         assert!(!targets("herenow=debug").would_enable("herenow", &Level::TRACE));
     }
 }

@@ -7,6 +7,7 @@ use crate::domain::callback::{Callback, CallbackState, Endpoint, LastError, Sett
 use crate::domain::message::{Cursor, Message, PushWish};
 use crate::domain::seat::{DeviceId, DeviceState, GroupId, NodeId, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::error::Error;
@@ -74,8 +75,9 @@ pub trait Directory: Send + Sync + 'static {
     /// A `max_devices`-th+1 device of a user is refused; a replacement never is.
     async fn seat(&self, seat: SeatInfo, max_devices: usize) -> Result<Seated, SeatError>;
 
-    /// Withdraws the seat with this connection number, and no other: a late goodbye never removes a successor.
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away>;
+    /// Withdraws this very seat, by its node and connection number: a late goodbye never removes a successor. It may be another node's, as
+    /// when a device is kicked.
+    async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away>;
 
     /// Takes the news that a user has gone, to be told to the operator: true if the user was said to be here, has no seat, and nothing has
     /// changed since `version`. Of all who ask, on whichever node, one gets it. From then on the next seat is an arrival again.
@@ -358,6 +360,8 @@ pub struct Append {
     pub lease: Leases,
     /// The sender's idempotency key.
     pub key: Option<StoreKey>,
+    /// Comes back with the content of the callbacks.
+    pub trace: Option<TraceContext>,
 }
 
 /// For which endpoints the caller has room for new callbacks.
@@ -562,6 +566,8 @@ pub enum CallbackContent {
         synced: bool,
         /// Its place in each inbox.
         recipients: Vec<(UserId, Cursor)>,
+        /// As it was appended.
+        trace: Option<TraceContext>,
     },
     /// `message.recalled`.
     Recalled,
@@ -577,6 +583,8 @@ pub enum CallbackContent {
         unread: u64,
         /// The recipient's known devices, and when each was last online.
         devices: Vec<(DeviceId, Timestamp)>,
+        /// As it was appended.
+        trace: Option<TraceContext>,
     },
     /// Nothing: a device has taken or acknowledged the message, or it is gone.
     NotNeeded,

@@ -68,12 +68,21 @@ fn events(text: &str) -> String {
 fn help_teaches_with_examples_for_every_command() {
     let dir = dir();
     let all = stdout(&run(&dir, &["--help"]));
-    for command in ["serve", "token", "send", "listen", "presence", "openapi", "config"] {
+    for command in ["serve", "token", "send", "listen", "presence", "ready", "backup", "doctor", "openapi", "config"] {
         assert!(all.contains(&format!("\n  {command} ")), "{all}");
     }
-    for command in
-        [&["serve"][..], &["token"], &["send"], &["listen"], &["presence"], &["openapi"], &["config", "check"]]
-    {
+    for command in [
+        &["serve"][..],
+        &["token"],
+        &["send"],
+        &["listen"],
+        &["presence"],
+        &["backup"],
+        &["doctor"],
+        &["ready"],
+        &["openapi"],
+        &["config", "check"],
+    ] {
         let help = run(&dir, &[command, &["--help"]].concat());
         assert!(help.status.success());
         assert!(stdout(&help).contains(&format!("herenow {}", command.join(" "))), "{}", stdout(&help));
@@ -113,7 +122,7 @@ fn config_check_and_serve_tell_all_that_is_wrong() {
     for command in [&["config", "check"][..], &["serve"], &[]] {
         let output = herenow(&dir)
             .args(command)
-            .args(["--config", "my.toml", "--set", "otel.endpoint=http://x"])
+            .args(["--config", "my.toml", "--set", "server.tls.certs=x.pem"])
             .env("HERENOW_LOG__LEVEL", "loud")
             .output()
             .unwrap();
@@ -123,7 +132,7 @@ fn config_check_and_serve_tell_all_that_is_wrong() {
             "\n  my.toml:2:10: `server.listen` must be",
             "\n  my.toml:3:1: unknown key `server.lisen`, did you mean `server.listen`?",
             "\n  HERENOW_LOG__LEVEL: `log.level` must be",
-            "\n  --set otel.endpoint: `otel.endpoint` is not in this version of herenow",
+            "\n  --set server.tls.certs: unknown key `server.tls.certs`, did you mean `server.tls.cert`?",
         ] {
             assert!(told.contains(part), "{told}");
         }
@@ -218,6 +227,24 @@ fn presence_shows_who_is_where() {
     assert_eq!(stdout(&output), "bob  online on phone (active, last active T)\nal   offline\n", "{}", stderr(&output));
     let asked = asked.join().unwrap().remove(0);
     assert!(asked.starts_with("POST /v1/presence/query ") && asked.ends_with(r#"{"users":["bob","al"]}"#), "{asked}");
+}
+
+#[test]
+fn ready_is_an_exit_code_and_says_what_is_away() {
+    let dir = dir();
+    let away = json("503 Service Unavailable", r#"{"ready":false,"away":["presence","store"]}"#);
+    let (url, asked) = server(vec![json("200 OK", r#"{"ready":true,"away":[]}"#), away, json("404 Not Found", "?")]);
+    let yes = run(&dir, &["ready", "--url", &url]);
+    assert_eq!((yes.status.code(), stdout(&yes).as_str()), (Some(0), "ready\n"), "{}", stderr(&yes));
+    for told in ["error: not ready: presence, store\n", "error: 404 Not Found: ?\n"] {
+        let no = run(&dir, &["ready", "--url", &url]);
+        assert_eq!((no.status.code(), stdout(&no).as_str(), stderr(&no).as_str()), (Some(1), "", told));
+    }
+    assert!(asked.join().unwrap().iter().all(|head| head.starts_with("GET /readyz HTTP/1.1\r\n")));
+    // Nobody listens there any more.
+    let gone = run(&dir, &["ready", "--url", &url]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(stderr(&gone).contains("can't reach herenow at"), "{}", stderr(&gone));
 }
 
 fn listener(dir: &TempDir, url: &str, more: &[&str]) -> Child {

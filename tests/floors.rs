@@ -134,7 +134,7 @@ fn modules() -> Vec<(String, String)> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let module = path.strip_prefix(root().join("src")).unwrap().with_extension("");
                 let module = module.to_str().unwrap().trim_end_matches("/mod").to_owned();
-                let is_test = module.split('/').any(|part| matches!(part, "tests" | "conformance"));
+                let is_test = module.split('/').any(|part| matches!(part, "tests" | "conformance" | "simulation"));
                 // The crate's own doorplate uses nothing.
                 if !is_test && module != "lib" {
                     let text = fs::read_to_string(&path).unwrap();

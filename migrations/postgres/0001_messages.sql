@@ -14,6 +14,7 @@ CREATE TABLE users (
 -- `brief`: the expiry of a message that is kept for less than the retention, until it has left the inboxes. `kept`: it has left them and
 -- is kept for its storage callback alone. `push`: NULL no push, empty a plain one, else the sender's JSON. `recipients`: pairs of user id
 -- and cursor as LEB128. `synced`: the last of the recipients is the sender, who only wanted it in its own inbox too.
+-- `trace`: the W3C trace context of the send, if it had one.
 CREATE TABLE message (
     id               UUID NOT NULL PRIMARY KEY,
     sent_at          BIGINT NOT NULL,
@@ -28,7 +29,8 @@ CREATE TABLE message (
     push             BYTEA,
     recipients       BYTEA NOT NULL,
     payload          BYTEA NOT NULL,
-    synced           BOOLEAN NOT NULL
+    synced           BOOLEAN NOT NULL,
+    trace            TEXT
 ) PARTITION BY RANGE (id);
 CREATE INDEX message_brief ON message (brief) WHERE brief IS NOT NULL;
 

@@ -13,7 +13,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Client commands do one thing at a time: one thread is enough.
-pub(super) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
@@ -46,9 +46,12 @@ pub(super) async fn post(
         .header("content-type", "application/json")
         .timeout(ANSWER_TIMEOUT)
         .body(body);
-    let answer =
-        more(request).send().await.map_err(|e| anyhow!("can't reach herenow at {base}: {}", root_cause(&e)))?;
-    Ok(accepted(answer).await?.text().await?)
+    Ok(accepted(send(more(request), &base).await?).await?.text().await?)
+}
+
+/// The answer to a request, or why there is none.
+pub(super) async fn send(request: RequestBuilder, base: &Url) -> anyhow::Result<Response> {
+    request.send().await.map_err(|e| anyhow!("can't reach herenow at {base}: {}", root_cause(&e)))
 }
 
 /// The innermost cause says what happened; the outer ones only repeat the URL.

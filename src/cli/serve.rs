@@ -3,7 +3,7 @@
 use super::args::ServeArgs;
 use crate::config;
 use crate::credentials::DataDir;
-use crate::{app, logging};
+use crate::{app, logging, traces};
 use app::Start;
 use tokio::runtime::Builder;
 
@@ -17,7 +17,8 @@ Every key of the configuration: docs/configuration.md, or `herenow config check`
 
 pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let mut loaded = config::load(&args.sources())?;
-    let level = logging::start(&loaded.config.log)?;
+    let (tracer, exporter) = traces::start(&loaded.config.otel, &loaded.config.cluster.node)?.unzip();
+    let level = logging::start(&loaded.config.log, tracer)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -31,7 +32,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         Ok(loaded)
     });
     let runtime = Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(app::run(Start { loaded, first_start, read, level }));
+    let ended = runtime.block_on(app::run(Start { loaded, first_start, read, level }, exporter));
     // The lock goes last: nothing of this process may touch the directory after it.
     drop(runtime);
     drop(data_dir);

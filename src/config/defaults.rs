@@ -1,8 +1,8 @@
 //! What is in force where nothing is configured. The table of keys reads the defaults from here, so they stand in one place.
 
 use super::sections::{
-    Auth, Callbacks, Cluster, Config, Limits, Log, LogFormat, OnFailure, Outlet, Redis, RedisMode, Secret, Server,
-    Store, Stream, Tls,
+    Auth, Callbacks, Cluster, Config, Limits, Log, LogFormat, OnFailure, Otel, Outlet, Redis, RedisMode, Secret,
+    Server, Store, Stream, Tls,
 };
 use crate::domain::seat::NodeId;
 use ipnet::IpNet;
@@ -35,6 +35,7 @@ impl Default for Config {
             limits: limits(),
             callbacks: callbacks(),
             log: Log { level: "info".to_owned(), format: LogFormat::Text },
+            otel: Otel { endpoint: None, sample_ratio: 1.0 },
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::flaw::{Flaw, Place};
 use super::given::Given;
-use super::keys::{KEYS, NOT_YET, position};
+use super::keys::{KEYS, position};
 use super::load::Draft;
 use super::sources::File;
 use super::suggest::unknown_key;
@@ -79,6 +79,5 @@ fn join(prefix: &str, word: &str) -> String {
 }
 
 fn is_section(name: &str) -> bool {
-    let names = KEYS.iter().map(|key| key.name).chain(NOT_YET.iter().copied());
-    names.into_iter().any(|key| key.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
 }

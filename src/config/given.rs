@@ -32,6 +32,16 @@ impl Given<'_> {
         number.filter(|n| range.contains(n)).ok_or_else(|| format!("is {}", self.as_written()))
     }
 
+    pub(super) fn ratio(self) -> Result<f64, String> {
+        let number = match self {
+            Self::Text(text) => text.parse().ok(),
+            Self::Toml(DeValue::Float(float)) => float.as_str().parse().ok(),
+            Self::Toml(DeValue::Integer(integer)) => integer.as_str().parse().ok(),
+            Self::Toml(value) => return Err(found(value)),
+        };
+        number.filter(|n| (0.0..=1.0).contains(n)).ok_or_else(|| format!("is {}", self.as_written()))
+    }
+
     pub(super) fn switch(self) -> Result<bool, String> {
         match self {
             Self::Text(text) => text.parse().map_err(|_| format!("is {}", self.as_written())),
@@ -55,6 +65,7 @@ impl Given<'_> {
     fn as_written(self) -> String {
         match self {
             Self::Text(text) => format!("{text:?}"),
+            Self::Toml(DeValue::Float(float)) => float.to_string(),
             Self::Toml(value) => value.as_integer().map_or_else(|| found(value), ToString::to_string),
         }
     }

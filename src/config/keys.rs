@@ -4,8 +4,8 @@ use super::reload::Takes::{self, Reload, ReloadWhile};
 use super::sections::Config;
 use super::slot::Slot::{
     self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
-    OnFailure, Origins, Path, PathOrNone, Paths, Prefix, RateOrOff, Seconds, SecondsOrOff, Secrets, Switch, TextOrNone,
-    UrlOrNone,
+    OnFailure, Origins, Path, PathOrNone, Paths, Prefix, RateOrOff, Ratio, Seconds, SecondsOrOff, Secrets, Switch,
+    TextOrNone, UrlOrNone,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -320,14 +320,21 @@ pub static KEYS: &[Key] = &[
     ).takes(Reload),
     Key::new("log.level", Level(|c| &mut c.log.level), "How much is logged.").takes(Reload),
     Key::new("log.format", Format(|c| &mut c.log.format), "How it is written, to standard error."),
+    Key::new(
+        "otel.endpoint",
+        UrlOrNone(|c| &mut c.otel.endpoint),
+        "An OpenTelemetry collector (OTLP over HTTP), such as `http://localhost:4318`, that gets traces of sends and callbacks.",
+    ),
+    Key::new(
+        "otel.sample_ratio",
+        Ratio(|c| &mut c.otel.sample_ratio),
+        "Which part of sends is traced, where the sender's `traceparent` doesn't say.",
+    ),
 ];
 
 const SIGNS: &str = "`whsec_` secrets. A callback is signed with each of them, so that they can be rotated.";
 const TIMEOUT: &str = "Within this time the whole answer must be there.";
 const AT_ONCE: &str = "How many of these callbacks run at once.";
-
-/// Keys of the contract that this version has not: given, they are refused by name, so that nobody believes that they work.
-pub(super) static NOT_YET: &[&str] = &["otel.endpoint"];
 
 fn not_empty(secret: &str) -> Result<(), &'static str> {
     if secret.is_empty() { Err("is empty") } else { Ok(()) }

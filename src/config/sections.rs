@@ -44,6 +44,7 @@ pub struct Config {
     pub limits: Limits,
     pub callbacks: Callbacks,
     pub log: Log,
+    pub otel: Otel,
 }
 
 /// `server.*`
@@ -209,4 +210,13 @@ pub struct Log {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// `otel.*`
+#[derive(Clone, Debug)]
+pub struct Otel {
+    /// `None`: nothing is traced.
+    pub endpoint: Option<reqwest::Url>,
+    /// From 0 to 1.
+    pub sample_ratio: f64,
 }

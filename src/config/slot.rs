@@ -36,6 +36,8 @@ pub(super) enum Slot {
     Millis(Bounds, Field<Duration>),
     /// Per second; 0 is off.
     RateOrOff(Field<Option<NonZeroU32>>),
+    /// From 0 to 1.
+    Ratio(Field<f64>),
     OnFailure(Field<OnFailure>),
     Switch(Field<bool>),
     Node(Field<NodeId>),
@@ -69,6 +71,7 @@ macro_rules! with_field {
             Self::SecondsOrOff(_, $field) => $do,
             Self::RateOrOff($field) => $do,
             Self::OnFailure($field) => $do,
+            Self::Ratio($field) => $do,
             Self::Switch($field) => $do,
             Self::Node($field) => $do,
             Self::TextOrNone($field) => $do,
@@ -86,6 +89,7 @@ macro_rules! with_field {
 
 impl Slot {
     /// Whether two configurations say the same here. (A field is found in one that may be changed; neither is.)
+    #[expect(clippy::float_cmp, reason = "the same text gives the same number")]
     pub(super) fn is_same(&self, a: &mut Config, b: &mut Config) -> bool {
         with_field!(self, field => field(a) == field(b))
     }
@@ -118,6 +122,7 @@ impl Slot {
             Self::RateOrOff(field) => {
                 *field(config) = u32::try_from(given.number(&RATES)?).ok().and_then(NonZeroU32::new);
             }
+            Self::Ratio(field) => *field(config) = given.ratio()?,
             Self::OnFailure(field) => *field(config) = word(&given.text()?, &ON_FAILURE)?,
             Self::Switch(field) => *field(config) = given.switch()?,
             Self::Node(field) => *field(config) = NodeId::parse(&given.text()?).map_err(|e| e.to_string())?,
@@ -152,6 +157,7 @@ impl Slot {
             }
             Self::SecondsOrOff(bounds, _) => number(bounds) + " (0: off)",
             Self::RateOrOff(_) => number(&RATES) + " (0: no limit)",
+            Self::Ratio(_) => "a number from 0 to 1".into(),
             Self::OnFailure(_) => "`allow` or `reject`".into(),
             Self::Switch(_) => "`true` or `false`".into(),
             Self::Node(_) => "a name of 1 to 128 characters".into(),
@@ -183,6 +189,7 @@ impl Slot {
             Self::SecondsOrOff(_, field) => field(config).map_or(0, |d| d.as_secs()).to_string(),
             Self::Millis(_, field) => field(config).as_millis().to_string(),
             Self::RateOrOff(field) => field(config).map_or(0, NonZeroU32::get).to_string(),
+            Self::Ratio(field) => field(config).to_string(),
             Self::OnFailure(field) => quoted(name_of(*field(config), &ON_FAILURE)),
             Self::Switch(field) => field(config).to_string(),
             Self::Node(field) => quoted(field(config)),

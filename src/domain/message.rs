@@ -2,6 +2,7 @@
 
 use super::seat::{GroupId, UserId};
 use super::time::Timestamp;
+use super::trace::TraceContext;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -152,6 +153,8 @@ pub struct Draft {
     pub show_recipients: bool,
     /// The whole request as the sender wrote it.
     pub source: RawJson,
+    /// What callbacks are told to have been caused by.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// A user's sequence number of a persisted message: contiguous from 1, in the order of committing. Opaque to clients.

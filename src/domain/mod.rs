@@ -2,7 +2,9 @@
 
 pub mod by_user;
 pub mod callback;
+pub mod finding;
 pub mod message;
 pub mod retry;
 pub mod seat;
 pub mod time;
+pub mod trace;

@@ -1,17 +1,24 @@
-//! What every answer has in common: the request's id, errors as problem documents, and one line in the log.
+//! What every answer has in common: the request's id, errors as problem documents, one line in the log, and of sends a trace.
 
 use super::problem::{Code, Problem};
+use crate::domain::trace::TraceContext;
+use crate::traces::{self, Traced};
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue, VARY};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse};
 use percent_encoding::percent_decode_str;
+use std::sync::Arc;
 use std::time::Instant;
+use tracing::Instrument;
 use uuid::Uuid;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Where sends come in.
+const SENDS: [&str; 3] = ["/v1/messages", "/v1/messages/batch", "/examples/typing/messages"];
 
 /// The request's name, for handlers whose answers hold problem documents.
 pub(super) struct RequestId(pub(super) String);
@@ -25,8 +32,12 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     let id = request_id(request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes));
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
+    let Traced { span, context } = trace(&request);
+    if let Some(context) = context {
+        request.extensions_mut().insert(Arc::new(context));
+    }
     let answered = if is_utf8(request.path()) {
-        next.call(request).await.map(ServiceResponse::map_into_boxed_body)
+        next.call(request).instrument(span.clone()).await.map(ServiceResponse::map_into_boxed_body)
     } else {
         Ok(request.into_response(Problem::new(Code::NotFound, "the path is not UTF-8").answer(&id)))
     };
@@ -41,6 +52,7 @@ pub(super) async fn finish<B: MessageBody + 'static>(
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
+    traces::answered(&span, response.status().as_u16());
     // The pattern, never the path or the query: they name users and hold tokens.
     let route = response.request().match_pattern();
     tracing::debug!(
@@ -52,6 +64,23 @@ pub(super) async fn finish<B: MessageBody + 'static>(
         "answered"
     );
     Ok(response)
+}
+
+/// A span for a send, and what the sender said that it belongs to.
+fn trace(request: &ServiceRequest) -> Traced {
+    let Some(route) = SENDS.into_iter().find(|&route| request.method() == Method::POST && request.path() == route)
+    else {
+        return Traced::none();
+    };
+    let header = |name: &str| {
+        let values: Option<Vec<&str>> = request.headers().get_all(name).map(|value| value.to_str().ok()).collect();
+        values.unwrap_or_default()
+    };
+    let sender = match header("traceparent")[..] {
+        [parent] => TraceContext::of_headers(parent, Some(&header("tracestate").join(","))),
+        _ => None,
+    };
+    traces::request("POST", route, sender)
 }
 
 /// Whether text is UTF-8 once its `%XX` are decoded. The framework would put U+FFFD for what is not, and so make one name of many.

@@ -96,10 +96,12 @@ pub(super) async fn send_batch(
         return Err(Problem::flaw("/messages", format!("must hold 1 to {SENDS_MAX} messages")));
     }
     let key = batch_key(&request)?;
+    let cause = messages::cause(&request);
     let sends = messages.iter().enumerate().map(|(n, message)| {
         rates.take_for_key(&caller)?;
         let json = json.slice_ref(message.get().as_bytes());
-        let draft = messages::draft(&json, relay.limits().payload_bytes, relay.retention())?;
+        let mut draft = messages::draft(&json, relay.limits().payload_bytes, relay.retention())?;
+        draft.trace.clone_from(&cause);
         rates.take_for_sender(&draft.from)?;
         Ok(One { draft, key: key.as_ref().map(|key| key_of(key, n, &json)) })
     });

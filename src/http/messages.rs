@@ -9,6 +9,7 @@ use crate::domain::callback::CallbackState;
 use crate::domain::message::{Audience, Cursor, DeliverTo, Draft, Mode, PushWish, RawJson};
 use crate::domain::seat::{DeviceId, GroupId, UserId, check_name};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::ports::{MessageStatus, Progress, RecipientStatus, Stored};
 use crate::relay::finish::Finish;
 use crate::relay::handle::Relay;
@@ -16,13 +17,14 @@ use crate::relay::online_only::Report;
 use crate::relay::send::{Accepted, Answer, SendKey, Sent, Show};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path, Payload};
-use actix_web::{HttpRequest, HttpResponse, delete, get, post};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, delete, get, post};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -103,7 +105,7 @@ pub(super) fn draft(json: &Bytes, payload_bytes: usize, retention: Duration) -> 
         (Some(from), Some(to), []) => {
             let source = RawJson::from_checked(json.clone());
             let show_recipients = matches!(to, Audience::Users(_));
-            Ok(Draft { from, to, kind: send.r#type.into(), payload, mode, show_recipients, source })
+            Ok(Draft { from, to, kind: send.r#type.into(), payload, mode, show_recipients, source, trace: None })
         }
         _ => Err(Problem::invalid(flaws.0)),
     }
@@ -286,6 +288,7 @@ pub(super) async fn send(
     let SendQuery { recipients } = query(request.query_string())?;
     let mut draft = draft(&json, payload_bytes, relay.retention())?;
     draft.show_recipients |= recipients == Some(true);
+    draft.trace = cause(request);
     rates.take_for_sender(&draft.from)?;
     let key = idempotency_key(request)?.map(|key| SendKey { key, body: Sha256::digest(&json).into() });
     let (handle, tasks) = (Relay::clone(relay), relay.tasks().clone());
@@ -299,6 +302,11 @@ pub(super) async fn send(
     };
     let sent = Finish::new(work, tasks).await?;
     Ok(answer(&sent))
+}
+
+/// What this request belongs to, if that is known.
+pub(super) fn cause(request: &HttpRequest) -> Option<Arc<TraceContext>> {
+    request.extensions().get().cloned()
 }
 
 /// Whether `respond-async` is among the preferences (RFC 7240, 4.1).

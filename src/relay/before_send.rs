@@ -5,6 +5,7 @@
 use crate::config::{Callbacks, OnFailure};
 use crate::domain::message::{Draft, RawJson};
 use crate::domain::time::Timestamp;
+use crate::traces;
 use crate::webhook::client::{SetupError, Webhook};
 use crate::webhook::guard::Guard;
 use bytes::Bytes;
@@ -133,7 +134,8 @@ impl BeforeSend {
         let place = timeout(self.timeout, self.places.acquire()).await;
         let _place = place.map_err(|_| "too many questions are under way")?.map_err(|closed| closed.to_string())?;
         let limit = payload_bytes + ANSWER_ENVELOPE;
-        let answer = self.webhook.ask(&Uuid::now_v7().to_string(), question(draft), limit).await;
+        let traced = traces::question(draft.trace.as_deref());
+        let answer = self.webhook.ask(&Uuid::now_v7().to_string(), question(draft), limit, &traced).await;
         let answer = answer.map_err(|failure| format!("{}: {}", failure.kind.as_str(), failure.text))?;
         read(&answer.into(), payload_bytes)
     }

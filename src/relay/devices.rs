@@ -11,8 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::ports::{Acked, Bye, Departure, Notice, Page, PageLimit, Position, SeatError, Seated, Ticket, Unseated};
 use rand::RngExt;
 use std::sync::Arc;
-use std::time::Instant;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// An inbox page has at most so many bytes of payload, however many messages were asked for.
 const INBOX_PAGE_BYTES: usize = 4 << 20;
@@ -122,7 +121,7 @@ impl Relay {
         let (relay, seat) = (self.clone(), seat.clone());
         self.0.notes.seen(seat.user(), seat.device(), Timestamp::now());
         self.0.tasks.spawn(async move {
-            match relay.0.plane.unseat(seat.user(), seat.device(), seat.connection()).await {
+            match relay.0.plane.unseat(&seat.info(&relay.0.node)).await {
                 Ok(Unseated::Last(version)) => relay.went(seat.user(), seat.device(), version, Departure::Closed),
                 Ok(Unseated::One | Unseated::Absent) => {}
                 Err(error) => tracing::warn!(%error, "a seat could not be withdrawn; it ends with this node's lease"),
@@ -209,7 +208,7 @@ impl Relay {
         let seat = presences.into_iter().flat_map(|p| p.seats).find(|seat| seat.device == *device);
         let seat = seat.ok_or(Error::NotFound("this device is not online"))?;
         // Withdrawn first, so that it is offline when this is answered, whatever its stream does.
-        match self.0.plane.unseat(user, device, seat.connection).await? {
+        match self.0.plane.unseat(&seat).await? {
             Unseated::Absent => return Err(Error::NotFound("this device is not online")),
             Unseated::One => {}
             Unseated::Last(version) => self.went(user, device, version, Departure::Kicked),

@@ -269,13 +269,9 @@ impl Relay {
 
     /// What is away now, by name; empty if all is well (CONTRACT.md 9, `/readyz`).
     pub async fn away(&self) -> Vec<&'static str> {
-        let mut away = vec![];
-        if self.0.plane.check().await.is_err() {
-            away.push("presence");
-        }
-        if self.0.store.check().await.is_err() {
-            away.push("store");
-        }
-        away
+        let (presence, store) = (self.0.plane.check().await.is_err(), self.0.store.check().await.is_err());
+        self.0.metrics.presence_away.set(presence.into());
+        self.0.metrics.store_away.set(store.into());
+        [("presence", presence), ("store", store)].into_iter().filter_map(|(what, away)| away.then_some(what)).collect()
     }
 }

@@ -25,6 +25,11 @@ struct KindLabel {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PlaneLabel {
+    plane: &'static str,
+}
+
 /// The relay's metrics. The counters of the hot path are looked up once, here.
 #[derive(Debug)]
 pub struct Metrics {
@@ -40,6 +45,10 @@ pub struct Metrics {
     pub streams_opened: Counter,
     /// Pages of the store that streams read to catch up.
     pub catch_up_pages: Counter,
+    /// 1 if presence could not be asked when readiness was last asked for.
+    pub presence_away: Gauge,
+    /// 1 if the store could not be used then.
+    pub store_away: Gauge,
     outcome_seconds: Histogram,
 }
 
@@ -52,6 +61,8 @@ impl Metrics {
         registry.register("outcomes", "Recipients of online-only messages, by outcome", outcomes.clone());
         let refusals = Family::<ReasonLabel, Counter>::default();
         registry.register("queue_refusals", "Offers that a seat on this node refused, by reason", refusals.clone());
+        let away = Family::<PlaneLabel, Gauge>::default();
+        registry.register("away", "1 if this plane was away when /readyz was last asked", away.clone());
         let seconds = Histogram::new(exponential_buckets(0.000_05, 2.0, 16));
         registry.register(
             "outcome_seconds",
@@ -70,6 +81,8 @@ impl Metrics {
             streams,
             streams_opened: opened,
             catch_up_pages: pages,
+            presence_away: away.get_or_create_owned(&PlaneLabel { plane: "presence" }),
+            store_away: away.get_or_create_owned(&PlaneLabel { plane: "store" }),
             outcome_seconds: seconds,
         }
     }

@@ -17,3 +17,6 @@ pub mod presence_news;
 pub mod send;
 pub mod stream;
 mod upkeep;
+
+#[cfg(test)]
+mod simulation;

@@ -7,7 +7,8 @@ use super::hub::{Offer, Offered};
 use crate::domain::message::{DeliverTo, Draft, Message, Mode, Outcome, Summary};
 use crate::domain::seat::{DeviceId, Presence, SeatInfo, UserId, order_seats};
 use crate::domain::time::Timestamp;
-use crate::ports::{Departure, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::ports::{Away, Departure, NodeDoor, Notice, OfferError, Refusal, RemoteOffer, Verdict};
+use crate::traces;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::StreamExt;
@@ -15,9 +16,10 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesOrdered;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::yield_now;
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// A peer that owes acknowledgements for longer than this comes last (CONTRACT.md 3).
@@ -105,26 +107,37 @@ impl Relay {
             online_only: true,
             sent_at,
         };
-        let presences = self.0.plane.locate(users).await?;
+        let presences = self.locate(users).await?;
+        let span = traces::offer(users.len());
         let sending = self.sending(&draft.mode, accepted);
-        let report = if let ([user], [presence]) = (users, &presences[..]) {
-            let frame = |user: &UserId| message_frame(&message, user, None);
-            Report::new(draft, id, sent_at, vec![self.deliver(&sending, user, presence, frame).await])
-        } else if draft.show_recipients {
-            Report::new(draft, id, sent_at, self.deliver_to_all(&sending, &message, users, &presences).await)
-        } else {
-            // Most members of a large group are away, and nobody asked for their names.
-            let here =
-                |(user, presence): (&UserId, Presence)| (!presence.seats.is_empty()).then(|| (user.clone(), presence));
-            let (users_here, presences): (Vec<_>, Vec<_>) = users.iter().zip(presences).filter_map(here).unzip();
-            let reports = self.deliver_to_all(&sending, &message, &users_here, &presences).await;
-            let mut report = Report::new(draft, id, sent_at, reports);
-            report.summary.add(Outcome::Offline, users.len() - users_here.len());
-            report
+        let offers = async {
+            if let ([user], [presence]) = (users, &presences[..]) {
+                let frame = |user: &UserId| message_frame(&message, user, None);
+                Report::new(draft, id, sent_at, vec![self.deliver(&sending, user, presence, frame).await])
+            } else if draft.show_recipients {
+                Report::new(draft, id, sent_at, self.deliver_to_all(&sending, &message, users, &presences).await)
+            } else {
+                // Most members of a large group are away, and nobody asked for their names.
+                let here = |(user, presence): (&UserId, Presence)| {
+                    (!presence.seats.is_empty()).then(|| (user.clone(), presence))
+                };
+                let (users_here, presences): (Vec<_>, Vec<_>) = users.iter().zip(presences).filter_map(here).unzip();
+                let reports = self.deliver_to_all(&sending, &message, &users_here, &presences).await;
+                let mut report = Report::new(draft, id, sent_at, reports);
+                report.summary.add(Outcome::Offline, users.len() - users_here.len());
+                report
+            }
         };
+        let report = offers.instrument(span.clone()).await;
+        traces::offered(&span, &report.summary);
         self.0.metrics.outcomes(&report.summary);
         self.0.metrics.answered(accepted.elapsed());
         Ok(report)
+    }
+
+    /// Where these users are.
+    pub(super) async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away> {
+        traces::within(traces::locate(users.len()), self.0.plane.locate(users)).await
     }
 
     async fn deliver_to_all(
@@ -241,7 +254,7 @@ impl Relay {
             };
             let answer = self.0.plane.offer(&seat.node, offer);
             let until = sending.deadline.min(now + self.0.confirm_timeout);
-            return timeout_at(until.into(), answer).await.unwrap_or(Err(OfferError::Unknown));
+            return timeout_at(until, answer).await.unwrap_or(Err(OfferError::Unknown));
         }
         let offer =
             Offer { frame: frame.clone(), expires_at: sending.expires_at, collapse_key: sending.collapse_key.clone() };
@@ -300,14 +313,14 @@ async fn verdict_of(
         tokio::select! {
             biased;
             verdict = &mut offered.verdict => return verdict.map_err(|_| OfferError::Unknown),
-            () = sleep_until(until.into()) => {}
+            () = sleep_until(until) => {}
         }
         if offered.revoke(refusal) {
             return Ok(Verdict::Refused(refusal));
         }
         // It has just left the queue: its verdict is on the way.
     }
-    match timeout_at(deadline.into(), &mut offered.verdict).await {
+    match timeout_at(deadline, &mut offered.verdict).await {
         Ok(Ok(verdict)) => Ok(verdict),
         // A receipt can't be lost without a verdict; and a late one is not waited for.
         Ok(Err(_)) | Err(_) => Err(OfferError::Unknown),

@@ -10,8 +10,9 @@ use crate::domain::time::Timestamp;
 use crate::ports::{
     Append, Appended, CallbackEntry, CallbackFilter, Leases, MessageStatus, Notice, Recalled, StoreKey, Stored,
 };
+use crate::traces;
 use std::collections::HashMap;
-use std::time::Instant;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 const NO_MESSAGE: &str = "no such message: it was online-only, recalled, has expired, or never was";
@@ -58,8 +59,10 @@ impl Relay {
             lease: Leases { storage: storage_room.is_some(), push: push_room.is_some() },
             push_due: push_due.clone(),
             key,
+            trace: draft.trace.as_deref().cloned(),
         };
-        let mut appended = self.0.store.append(append).await?;
+        let span = traces::append(append.recipients.len());
+        let mut appended = traces::within(span, self.0.store.append(append)).await?;
         // CONTRACT.md 10.4: all is durable from here on, and the answer may go out.
         if let Appended::New(stored, leased) = &mut appended {
             self.0.metrics.persisted_sends.inc();
@@ -86,7 +89,7 @@ impl Relay {
             return vec![];
         }
         let later = now.plus(self.0.callbacks.push_grace());
-        match self.0.plane.locate(users).await {
+        match self.locate(users).await {
             Ok(presences) => presences.iter().map(|p| if p.seats.is_empty() { now } else { later }).collect(),
             Err(_) => vec![later; users.len()],
         }

@@ -6,6 +6,7 @@ use crate::domain::seat::{DeviceId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::Departure;
 use crate::tasks::Tasks;
+use crate::traces;
 use crate::webhook::client::{Failure, Posted, SetupError, Webhook};
 use crate::webhook::guard::Guard;
 use bytes::Bytes;
@@ -148,8 +149,13 @@ impl Teller {
 
     async fn tell(&self, event: &Event) -> Result<(), Failure> {
         let mut waits = AGAIN_AFTER.into_iter();
+        let mut attempt = 0;
         loop {
-            match self.webhook.post(&event.id.to_string(), event.body.clone()).await {
+            attempt += 1;
+            let traced = traces::attempt("presence", attempt, vec![]);
+            let posted = self.webhook.post(&event.id.to_string(), event.body.clone(), &traced).await;
+            drop(traced);
+            match posted {
                 Posted::Success => return Ok(()),
                 Posted::Failed(failure) => {
                     let Some(wait) = waits.next().filter(|_| !failure.abort) else { return Err(failure) };

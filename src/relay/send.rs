@@ -7,9 +7,11 @@ use crate::domain::message::{Audience, Draft, Mode};
 use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
 use crate::ports::{Appended, BodyHash, Claimed, KeyClaim, StoreKey, Stored};
+use crate::traces;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// For how long an online-only send's key is remembered (CONTRACT.md 3).
@@ -117,12 +119,14 @@ impl Relay {
             Begun::Known(report) => Ok(Accepted { id: report.id, sent_at: report.sent_at, replayed: true }),
             Begun::New(draft, id, sent_at) => {
                 let relay = self.clone();
-                self.0.tasks.spawn(async move {
+                let span = traces::afterwards(draft.trace.as_deref());
+                let work = async move {
                     let _admission = admission;
                     if let Err(error) = relay.finish_online_only(&draft, &users, id, sent_at, key.as_ref()).await {
                         tracing::warn!(%error, "an online-only message that was answered 202 could not be sent");
                     }
-                });
+                };
+                self.0.tasks.spawn(work.instrument(span));
                 Ok(Accepted { id, sent_at, replayed: false })
             }
         }
@@ -177,7 +181,10 @@ impl Relay {
         if let Some(key) = key {
             // Only a refusal before anything was offered gives the key back: such are all errors of an online-only send.
             let answer = result.as_ref().ok().and_then(|report| serde_json::to_vec(report).ok()).map(Bytes::from);
-            self.0.plane.settle_key(&key.key, answer).await?;
+            if let Err(error) = self.0.plane.settle_key(&key.key, answer).await {
+                // What became of the message is known all the same.
+                tracing::warn!(%error, "the answer to an idempotency key could not be kept");
+            }
         }
         result
     }

@@ -15,8 +15,8 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-use tokio::time::{Sleep, sleep, sleep_until};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use uuid::Uuid;
 
 /// A page of the store has at most so many messages, and at most `stream.queue_bytes` of payload.
@@ -77,7 +77,7 @@ impl Stream {
             page_end: start.after,
             reading: None,
             recalled: Vec::new(),
-            timer: Box::pin(sleep_until(wake_at.into())),
+            timer: Box::pin(sleep_until(wake_at)),
             heartbeat_at,
             end_at,
             has_connection: seat.has_connection(),
@@ -274,7 +274,7 @@ impl Stream {
             self.heartbeat_at = now + self.relay.0.stream.heartbeat;
         }
         let wake_at = self.end_at.map_or(self.heartbeat_at, |(at, _)| at.min(self.heartbeat_at));
-        self.timer.as_mut().reset(wake_at.into());
+        self.timer.as_mut().reset(wake_at);
         Poll::Ready(self.hand_on(HEARTBEAT, None))
     }
 

@@ -6,8 +6,8 @@ use crate::domain::time::Timestamp;
 use crate::ports::{Away, Bye};
 use rand::RngExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// How often expired messages are looked for when there were none the last time.
@@ -130,7 +130,7 @@ impl Relay {
             seat.end(Bye::Draining);
             if !seats.is_empty() {
                 due += pause;
-                tokio::time::sleep_until(due.into()).await;
+                tokio::time::sleep_until(due).await;
             }
         }
         while !self.0.hub.is_empty() && Instant::now() < deadline {

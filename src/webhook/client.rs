@@ -5,10 +5,13 @@ use super::sign::{SecretError, Signer};
 use crate::config::Outlet;
 use crate::domain::retry::retry_after;
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
+use crate::traces::{self, Traced};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, ClientBuilder, Response, Url};
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -144,23 +147,29 @@ impl Webhook {
     ///
     /// # Cancel safety
     /// A dropped call may or may not have reached the endpoint.
-    pub async fn post(&self, id: &str, body: Bytes) -> Posted {
+    pub async fn post(&self, id: &str, body: Bytes, traced: &Traced) -> Posted {
         // What an endpoint says of an event it has taken is of no interest.
-        self.ask(id, body, 0).await.map_or_else(Posted::Failed, |_| Posted::Success)
+        self.ask(id, body, 0, traced).await.map_or_else(Posted::Failed, |_| Posted::Success)
     }
 
     /// Posts a JSON body as the question `id`, and returns the answer's body: at most `limit` bytes of it are taken.
-    pub async fn ask(&self, id: &str, body: Bytes, limit: usize) -> Result<Vec<u8>, Failure> {
+    pub async fn ask(&self, id: &str, body: Bytes, limit: usize, traced: &Traced) -> Result<Vec<u8>, Failure> {
         let way = Arc::clone(&self.0.read());
-        way.ask(id, body, limit).await
+        traced.asks(way.url.host_str(), way.url.port_or_known_default());
+        let asked = way.ask(id, body, limit, traced).await;
+        if let Err(failure) = &asked {
+            traced.failed(&failure.error_type());
+        }
+        asked
     }
 }
 
 impl Way {
-    async fn ask(&self, id: &str, body: Bytes, limit: usize) -> Result<Vec<u8>, Failure> {
+    async fn ask(&self, id: &str, body: Bytes, limit: usize, traced: &Traced) -> Result<Vec<u8>, Failure> {
         self.guard.check_url(&self.url).map_err(|refused| Failure::without_answer(FailureKind::Address, &refused))?;
         let asking = async {
-            let response = self.send(id, body).await.map_err(Failure::of_error)?;
+            let response = self.send(id, body, traced).await.map_err(Failure::of_error)?;
+            traces::answered(&traced.span, response.status().as_u16());
             let answer = answer(response, limit).await;
             *self.pooled_at.lock() = Some(Instant::now());
             answer
@@ -171,18 +180,18 @@ impl Way {
 
     /// Sends the request, once more if a connection from the pool turns out to have been closed by the other side: that is no failure of
     /// the endpoint.
-    async fn send(&self, id: &str, body: Bytes) -> reqwest::Result<Response> {
+    async fn send(&self, id: &str, body: Bytes, traced: &Traced) -> reqwest::Result<Response> {
         let begun = Instant::now();
         let may_be_reused = self.pooled_at.lock().is_some_and(|at| begun - at < IDLE_TIMEOUT);
-        match self.request(id, body.clone()).send().await {
+        match self.request(id, body.clone(), traced).send().await {
             Err(e) if may_be_reused && broke_off(&e) && begun.elapsed() < STALE_WITHIN => {
-                self.request(id, body).send().await
+                self.request(id, body, traced).send().await
             }
             result => result,
         }
     }
 
-    fn request(&self, id: &str, body: Bytes) -> reqwest::RequestBuilder {
+    fn request(&self, id: &str, body: Bytes, traced: &Traced) -> reqwest::RequestBuilder {
         let timestamp = Timestamp::now().as_s();
         self.client
             .post(self.url.clone())
@@ -190,6 +199,7 @@ impl Way {
             .header("webhook-id", id)
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", self.signer.sign(id, timestamp, &body))
+            .headers(trace_headers(traced.context.as_ref()))
             .body(body)
     }
 }
@@ -205,6 +215,15 @@ pub(super) fn guarded(resolver: Arc<GuardedResolver>) -> ClientBuilder {
         .user_agent(USER_AGENT)
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)
+}
+
+/// The W3C's, if there is anything to tell.
+fn trace_headers(context: Option<&TraceContext>) -> HeaderMap {
+    let state = context.and_then(|context| context.state.as_deref());
+    [("traceparent", context.map(ToString::to_string)), ("tracestate", state.map(str::to_owned))]
+        .into_iter()
+        .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::try_from(value?).ok()?)))
+        .collect()
 }
 
 /// A connection that was there broke before an answer came.
@@ -263,6 +282,14 @@ fn bounded(text: &str) -> String {
 }
 
 impl Failure {
+    /// In a word, as the semantic conventions of traces have it.
+    fn error_type(&self) -> Cow<'static, str> {
+        match self.status {
+            Some(status) if self.kind == FailureKind::Status => status.to_string().into(),
+            _ => self.kind.as_str().into(),
+        }
+    }
+
     pub(super) fn without_answer(kind: FailureKind, error: &dyn Error) -> Self {
         Self { kind, status: None, retry_after: None, abort: false, text: in_words(error) }
     }

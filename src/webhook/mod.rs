@@ -4,6 +4,7 @@
 pub mod client;
 pub mod fetch;
 pub mod guard;
+pub mod probe;
 pub mod sign;
 
 #[cfg(test)]

@@ -56,6 +56,21 @@ fn storage_is_told_in_the_order_of_storing() {
 }
 
 #[test]
+fn so_many_callbacks_run_at_once_and_no_more() {
+    let storage = Receiver::start();
+    let node = node_of(&[("storage", &storage)], &["callbacks.storage.concurrency=3"]);
+    let takes = Duration::from_millis(400);
+    storage.answer(Reply::Delay(takes));
+    for n in 0..9 {
+        stored(&node, &chat(&["bob"], &json!(n)));
+    }
+    let mut begun: Vec<_> = storage.expect_callbacks(9).iter().map(|call| call.at).collect();
+    begun.sort();
+    assert!(begun[2] - begun[0] < takes, "three at once: {begun:?}");
+    assert!(begun.windows(4).all(|four| four[3] - four[0] >= takes), "never four: {begun:?}");
+}
+
+#[test]
 fn who_has_no_device_online_is_pushed_at_once() {
     let push = Receiver::start();
     let node = node_of(&[("push", &push)], &[NO_GRACE_NEEDED]);

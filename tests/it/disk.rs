@@ -138,6 +138,7 @@ fn costs_persisted_sends_alone(disk: &impl Disk) {
     node.backend().get("/healthz").expect(200);
     let not_ready = eventually_is("it is not ready", || node.backend().get("/readyz"), |answer| answer.status == 503);
     assert_eq!(not_ready.json()["away"], json!(["store"]), "{not_ready}");
+    assert_eq!(away(&node), [false, true]);
 
     disk.make_room(&node);
     let again = eventually("it takes sends again", || {
@@ -147,6 +148,7 @@ fn costs_persisted_sends_alone(disk: &impl Disk) {
     ids.push(again);
     assert_eq!(late.next_message()["cursor"], json!(ids.len().to_string()), "no number was lost to what was refused");
     eventually_is("it is ready", || node.backend().get("/readyz").status, |status| *status == 200);
+    assert_eq!(away(&node), [false, false]);
     ids.extend(fill_a_little(&node));
     let told = || storage.accepted().iter().map(Call::message_id).collect::<BTreeSet<_>>();
     eventually_is("all are told of", || told().len(), |n| *n >= ids.len());
@@ -158,6 +160,11 @@ fn costs_persisted_sends_alone(disk: &impl Disk) {
     assert_eq!(each(&whole_inbox(&node, "bob"), "/id"), ids, "nothing that got 201 is lost");
     assert!(whole_inbox(&node, "carol").is_empty());
     assert!(node.stop().success());
+}
+
+/// What the metrics say of presence and of the store.
+fn away(node: &Node) -> [bool; 2] {
+    ["presence", "store"].map(|plane| node.metric(&format!("herenow_away{{plane=\"{plane}\"}}")) > 0.0)
 }
 
 fn fill_a_little(node: &Node) -> Vec<String> {

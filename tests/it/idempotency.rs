@@ -2,6 +2,7 @@
 
 use crate::harness::*;
 use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
 
 fn body(node: &Node, fields: &Value) -> String {
     let mut message =
@@ -165,7 +166,9 @@ fn a_key_has_1_to_128_characters() {
 fn a_key_is_good_for_another_message_after_its_window() {
     let node = Node::with(&["limits.idempotency_window_s=1"]);
     let body = |n: u32| json!({"from": "alice", "to": {"users": ["bob"]}, "type": "t", "payload": n}).to_string();
+    let begun = Instant::now();
     send(&node, "k", &body(1)).expect(201);
     send(&node, "k", &body(2)).problem(422, "idempotency_key_reused");
     eventually_is("the window ends", || send(&node, "k", &body(2)), |answer| answer.status == 201);
+    assert!(begun.elapsed() >= Duration::from_millis(990), "{:?}", begun.elapsed());
 }

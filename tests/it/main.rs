@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod backup;
 mod bad_input;
 mod batch;
 mod before_send;
@@ -11,6 +12,7 @@ mod cors;
 mod crash;
 mod credentials;
 mod disk;
+mod doctor;
 mod errors;
 mod groups;
 mod harness;
@@ -18,7 +20,6 @@ mod harness_holds;
 mod http2;
 mod idempotency;
 mod invariants;
-mod invariants_durable;
 mod keys;
 mod online_only;
 mod ops;
@@ -37,4 +38,5 @@ mod servers_hold;
 mod stream;
 mod support;
 mod tls;
+mod traces;
 mod typing;

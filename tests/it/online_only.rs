@@ -142,7 +142,8 @@ fn one_that_is_not_taken_in_time_is_unconfirmed_and_arrives_later_once() {
     let answer = node.backend().whisper_with(&["bob"], &json!({"ttl_ms": 30_000}));
     assert_eq!(first(&answer), ("unconfirmed", vec![]));
     assert_eq!(answer["summary"]["unconfirmed"], 1);
-    assert!(asked.elapsed() >= Duration::from_millis(200));
+    let waited = asked.elapsed();
+    assert!(waited >= Duration::from_millis(200) && waited < Duration::from_millis(900), "{waited:?}");
     let id = answer["id"].as_str().unwrap();
     bob.messages_before(id);
     assert_eq!(taker(&node), "phone");
@@ -238,6 +239,26 @@ fn a_full_queue_sends_a_message_on_to_the_next_device_at_once() {
     let answer = node.backend().whisper_with(&["bob"], &json!({}));
     assert_eq!(first(&answer), ("delivered", vec!["laptop"]), "no patience is due to a definite refusal");
     assert_eq!(laptop.next_message()["id"], answer["id"]);
+}
+
+#[test]
+fn so_many_wait_in_a_queue_and_not_one_more() {
+    let node = Node::with(&["stream.queue_frames=4", "limits.answer_wait_ms=100"]);
+    let mut stuck = node.stuck_device("bob", "phone");
+    let send = |fields: &Value| first(&node.backend().whisper_with(&["bob"], fields)).0.to_owned();
+    for round in ["\"one\"", "\"two\""] {
+        let waits = json!({"ttl_ms": 60_000, "collapse_key": "k", "payload": {"kind": "waits"}});
+        let outcomes: Vec<_> = (0..3).map(|_| send(&json!({"ttl_ms": 60_000}))).collect();
+        assert_eq!(outcomes, ["unconfirmed"; 3]);
+        assert_eq!(send(&waits), "unconfirmed");
+        assert_eq!(send(&json!({"ttl_ms": 60_000})), "offline", "the fifth");
+        let end = json!({"ttl_ms": 60_000, "collapse_key": "k", "payload": {"kind": round.trim_matches('"')}});
+        assert_eq!(send(&end), "unconfirmed", "it takes the place of another");
+        let events = stuck.messages_before(round);
+        assert_eq!(events.iter().filter(|event| event.json()["type"] == "typing").count(), 3, "{round}");
+        stuck.drain();
+        node.stick("bob");
+    }
 }
 
 #[test]

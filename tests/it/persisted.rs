@@ -5,7 +5,7 @@ use crate::harness::*;
 use crate::support::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_send_is_answered_with_its_place_and_its_end() {
@@ -229,9 +229,38 @@ fn a_number_is_never_given_out_twice_though_its_message_expired() {
 }
 
 #[test]
+fn a_message_is_kept_for_the_retention_and_may_ask_for_less() {
+    let node = Node::with(&["store.retention_s=3"]);
+    let begun = Instant::now();
+    let message = accepted(&node, &chat(&["bob"], &json!("kept")));
+    assert_eq!(millis(&message["expires_at"]) - millis(&message["sent_at"]), 3_000);
+    let with_ttl = |ttl_ms: u32| {
+        let mut message = chat(&["bob"], &json!("brief"));
+        message["ttl_ms"] = json!(ttl_ms);
+        node.backend().send(message)
+    };
+    let problem = with_ttl(3_001).problem(422, "invalid_request");
+    assert_eq!(problem["errors"][0]["pointer"], "/ttl_ms");
+    with_ttl(3_000).expect(201);
+    let path = format!("/v1/messages/{}", text(&message["id"]));
+    eventually_is("it expires", || node.backend().get(&path).status, |status| *status == 404);
+    let lived = begun.elapsed();
+    assert!(lived > Duration::from_millis(2_990) && lived < Duration::from_secs(5), "{lived:?}");
+    eventually_is("both are gone", || whole_inbox(&node, "bob").len(), |n| *n == 0);
+    let gap = node.stream("bob", "phone").last_event_id("0").open().next_event();
+    assert_eq!((gap.name.as_str(), gap.json()), ("gap", json!({"reason": "expired", "resumed_after": "2"})));
+}
+
+#[test]
 fn the_newest_messages_of_a_user_are_kept_and_no_more() {
     let node = Node::with(&["store.inbox_max=5"]);
-    for n in 1..=70 {
+    for n in 1..=5 {
+        stored(&node, &chat(&["bob"], &json!(n)));
+    }
+    assert_eq!(each(&whole_inbox(&node, "bob"), "/cursor"), ["1", "2", "3", "4", "5"]);
+    stored(&node, &chat(&["bob"], &json!(6)));
+    assert_eq!(each(&whole_inbox(&node, "bob"), "/cursor"), ["2", "3", "4", "5", "6"]);
+    for n in 7..=70 {
         stored(&node, &chat(&["bob"], &json!(n)));
     }
     stored(&node, &chat(&["carol"], &json!(1)));

@@ -100,11 +100,15 @@ fn a_stream_is_asked_to_come_again_when_it_is_old() {
     let node = Node::with(&["stream.max_age_s=2"]);
     let since = Instant::now();
     let mut streams: Vec<_> = (0..8).map(|n| (node.device("bob", &format!("d{n}")), Duration::ZERO)).collect();
+    let mut retries = vec![];
     for (device, lived) in &mut streams {
         let bye = device.expect_bye("rotate");
         *lived = since.elapsed();
-        assert!((500..5_000).contains(&bye.retry.unwrap()), "{bye:?}");
+        retries.push(bye.retry.unwrap());
     }
+    assert!(retries.iter().all(|retry| (500..5_000).contains(retry)), "{retries:?}");
+    retries.dedup();
+    assert!(retries.len() > 1, "they are not to come back all at once");
     let lives = streams.iter().map(|(_, lived)| *lived);
     assert!(lives.clone().min().unwrap() > Duration::from_millis(1_550));
     assert!(lives.max().unwrap() < Duration::from_millis(2_500));
@@ -462,6 +466,81 @@ fn a_node_holds_so_many_streams_and_not_more() {
 }
 
 #[test]
+fn places_are_counted_right_however_streams_end() {
+    let node = Node::with(&["stream.max=4", "stream.devices_per_user=3"]);
+    let count = |n: u64| {
+        eventually_is("places are given back", || node.count("herenow_streams"), |streams| *streams == n);
+    };
+    let mut kept = node.device("kept", "d");
+    for _ in 0..3 {
+        node.device("closes", "d").close();
+        node.device("resets", "d").reset();
+        count(1);
+        let mut kicked = node.device("kicked", "d");
+        node.backend().delete("/v1/users/kicked/devices/d").expect(204);
+        kicked.expect_bye("kicked");
+        let next = node.device("kept", "d");
+        std::mem::replace(&mut kept, next).expect_bye("replaced");
+        count(1);
+        let mut expired =
+            node.stream("expires", "d").token(&node.token_for("expires", "d", Duration::from_secs(1))).open();
+        expired.expect_bye("token_expired");
+        node.stream("bob", "d").token("wrong").refused().problem(401, "invalid_credentials");
+        node.stream("bob", "d").query("state", "asleep").refused().problem(422, "invalid_request");
+        let many: Vec<_> = (0..3).map(|n| node.device("bob", &format!("d{n}"))).collect();
+        node.stream("bob", "d3").refused().problem(429, "rate_limited");
+        drop(many);
+        count(1);
+    }
+    // Of many who come at once as many get in as there is room for.
+    let devices: Vec<_> = std::thread::scope(|scope| {
+        let come = |n| {
+            let request = node.stream(&format!("user{n}"), "d");
+            scope.spawn(move || request.try_connect().unwrap())
+        };
+        let coming: Vec<_> = (0..16).map(come).collect();
+        coming.into_iter().map(|device| device.join().unwrap()).collect()
+    });
+    let let_in = devices.iter().filter(|device| device.status() == 200).count();
+    assert_eq!((let_in, devices.iter().filter(|device| device.status() == 429).count()), (3, 13));
+    assert_eq!(node.count("herenow_streams"), 4);
+}
+
+#[test]
+fn of_a_user_s_devices_that_come_at_once_so_many_get_in() {
+    let node = Node::with(&["stream.devices_per_user=5"]);
+    let devices: Vec<_> = std::thread::scope(|scope| {
+        let come = |n| {
+            let request = node.stream("bob", &format!("d{n}"));
+            scope.spawn(move || request.try_connect().unwrap())
+        };
+        let coming: Vec<_> = (0..16).map(come).collect();
+        coming.into_iter().map(|device| device.join().unwrap()).collect()
+    });
+    let let_in = devices.iter().filter(|device| device.status() == 200).count();
+    assert_eq!((let_in, devices.iter().filter(|device| device.status() == 409).count()), (5, 11));
+    assert_eq!(node.backend().presence("bob")["devices"].as_array().unwrap().len(), 5);
+    eventually_is("the refused hold no place", || node.count("herenow_streams"), |streams| *streams == 5);
+}
+
+#[test]
+fn the_longest_names_are_names() {
+    let node = Node::start();
+    let (user, device) = ("\u{2602}".repeat(128), "\u{2602}".repeat(64));
+    let mut open = node.device(&user, &device);
+    let answer = node.backend().whisper_with(&[&user], &json!({}));
+    assert_eq!(answer["recipients"][0], json!({"user": user, "outcome": "delivered", "devices": [device]}));
+    open.next_message();
+    let kick = |device: &str| {
+        let path = format!("/v1/users/{}/devices/{}", "%E2%98%82".repeat(128), device);
+        node.backend().delete(&path)
+    };
+    kick(&"%E2%98%82".repeat(65)).problem(422, "invalid_request");
+    kick(&"%E2%98%82".repeat(64)).expect(204);
+    open.expect_bye("kicked");
+}
+
+#[test]
 fn an_unknown_or_wrong_query_is_refused() {
     let node = Node::start();
     for (name, value) in [
@@ -471,6 +550,7 @@ fn an_unknown_or_wrong_query_is_refused() {
         ("after", "1&after=2"),
         ("device", "%00"),
         ("device", ""),
+        ("device", "ddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"),
         ("device", "%FF"),
     ] {
         let answer = node.stream("bob", "phone").query(name, value).refused();

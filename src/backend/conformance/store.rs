@@ -6,6 +6,7 @@ use crate::domain::callback::{Callback, CallbackState, Decision, Endpoint, LastE
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
 use crate::domain::seat::{DeviceId, GroupId, UserId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::ports::{
     Acked, Append, Appended, CallbackContent, CallbackEntry, CallbackFilter, DeviceNote, Leases, MessageStatus, Page,
     PageLimit, Position, Progress, Store, StoreKey, Stored,
@@ -68,6 +69,7 @@ pub fn to_at(users: &[&str], sent_at: Timestamp) -> Append {
         push_due: vec![sent_at; users.len()],
         lease: Leases::default(),
         key: None,
+        trace: None,
     }
 }
 
@@ -87,6 +89,12 @@ pub fn leased(mut append: Append) -> Append {
 
 pub fn keyed(mut append: Append, key: &str, body: u8, expires_at: Timestamp) -> Append {
     append.key = Some(StoreKey { key: key.to_owned(), body: [body; 32], expires_at });
+    append
+}
+
+fn traced(mut append: Append, state: Option<&str>) -> Append {
+    append.trace = TraceContext::of_headers("00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01", state);
+    assert!(append.trace.is_some());
     append
 }
 
@@ -522,13 +530,14 @@ pub async fn a_late_settlement_changes_nothing(store: &dyn Store) {
 }
 
 pub async fn a_storage_callback_tells_the_message_and_all_places(store: &dyn Store) {
-    let append = leased(to(&["bob", "carol"]));
+    let append = traced(leased(to(&["bob", "carol"])), None);
     let (stored, callbacks) = sent(store, append.clone()).await;
     let expected = CallbackContent::Stored {
         synced: false,
         message: append.message,
         expires_at: append.expires_at,
         recipients: stored.recipients,
+        trace: append.trace,
     };
     assert_eq!(store.content(&callbacks[..1], at(0)).await.unwrap(), [expected]);
 }
@@ -541,7 +550,7 @@ pub async fn a_push_callback_tells_what_is_unread_and_the_devices(store: &dyn St
     note_one(store, note("bob", "phone", 2, None)).await;
     note_one(store, note("bob", "phone", 1, None)).await;
     let wish = PushWish::With(RawJson::from_checked(Bytes::from_static(br#"{"title":"hi"}"#)));
-    let append = Append { push: wish.clone(), ..leased(to(&["bob"])) };
+    let append = traced(Append { push: wish.clone(), ..leased(to(&["bob"])) }, Some("congo=t61,rojo=1"));
     let (_, callbacks) = sent(store, append.clone()).await;
     let expected = CallbackContent::Push {
         message: append.message,
@@ -549,6 +558,7 @@ pub async fn a_push_callback_tells_what_is_unread_and_the_devices(store: &dyn St
         push: wish,
         unread: 2,
         devices: vec![(device("phone"), at(2)), (device("tablet"), at(1))],
+        trace: append.trace,
     };
     assert_eq!(store.content(&callbacks[1..], at(3)).await.unwrap(), [expected]);
 }

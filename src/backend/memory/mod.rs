@@ -31,8 +31,8 @@ impl Directory for MemoryPlane {
         self.presence.seat(seat, max_devices)
     }
 
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
-        Ok(self.presence.unseat(user, device, connection))
+    async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away> {
+        Ok(self.presence.unseat(seat))
     }
 
     async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away> {

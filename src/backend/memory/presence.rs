@@ -49,11 +49,12 @@ impl PresenceTable {
         Ok(Seated { replaced, arrival })
     }
 
-    pub(super) fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Unseated {
+    pub(super) fn unseat(&self, seat: &SeatInfo) -> Unseated {
+        let user = &seat.user;
         let mut users = self.users.write(user);
         let Some(Entry { presence, .. }) = users.get_mut(user) else { return Unseated::Absent };
         let before = presence.seats.len();
-        presence.seats.retain(|s| !(s.device == *device && s.connection == connection));
+        presence.seats.retain(|s| (&s.device, &s.node, s.connection) != (&seat.device, &seat.node, seat.connection));
         if presence.seats.len() == before {
             return Unseated::Absent;
         }

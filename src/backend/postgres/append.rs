@@ -19,6 +19,7 @@ use crate::domain::callback::{Callback, CallbackState, Endpoint};
 use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::ports::{Append, Appended, BodyHash, StoreKey, Stored};
 use deadpool_postgres::Object;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -300,6 +301,7 @@ struct Messages<'a> {
     recipients: Vec<Vec<u8>>,
     payload: Vec<&'a [u8]>,
     synced: Vec<bool>,
+    trace: Vec<Option<String>>,
 }
 
 #[derive(Default)]
@@ -344,6 +346,7 @@ impl<'a> Rows<'a> {
         rows.recipients.push(list);
         rows.payload.push(message.payload.as_bytes());
         rows.synced.push(new.synced);
+        rows.trace.push(new.trace.as_ref().map(TraceContext::to_column));
         for (n, &(user, cursor)) in places.iter().enumerate() {
             let push = if n < new.push_due.len() { CallbackState::Waiting } else { CallbackState::Off };
             self.inbox.user.push(user);
@@ -421,10 +424,25 @@ impl Messages<'_> {
             recipients,
             payload,
             synced,
+            trace,
         } = self;
         db.execute(
             statement,
-            &[id, sent_at, expires_at, brief, storage_state, sender, group, kind, push, recipients, payload, synced],
+            &[
+                id,
+                sent_at,
+                expires_at,
+                brief,
+                storage_state,
+                sender,
+                group,
+                kind,
+                push,
+                recipients,
+                payload,
+                synced,
+                trace,
+            ],
         )
         .await
     }
@@ -522,10 +540,10 @@ impl Statements {
             messages: db
                 .prepare_cached(
                     "INSERT INTO message (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push,
-                                          recipients, payload, synced)
+                                          recipients, payload, synced, trace)
                      SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::smallint[],
                                           $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[], $11::bytea[],
-                                          $12::boolean[])",
+                                          $12::boolean[], $13::text[])",
                 )
                 .await?,
             inbox: db

@@ -7,6 +7,7 @@ use crate::domain::callback::{Callback, CallbackState, LastError};
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
 use crate::domain::seat::{GroupId, NameError, UserId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use bytes::Bytes;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -60,6 +61,11 @@ pub(super) fn message(row: &Row, at: usize) -> Result<Message> {
         online_only: false,
         sent_at: time(row, at + 5)?,
     })
+}
+
+/// One that can't be read is as none: it is no reason to keep a callback back.
+pub(super) fn trace(row: &Row, column: usize) -> Result<Option<TraceContext>> {
+    Ok(row.try_get::<_, Option<&str>>(column)?.and_then(TraceContext::of_column))
 }
 
 pub(super) fn push(row: &Row, column: usize) -> Result<PushWish> {

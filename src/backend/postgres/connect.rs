@@ -29,10 +29,15 @@ const WAITING: usize = 2_000;
 /// A server that acknowledges nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// A commit has been written to the disk when it returns: an operator may ask for more than `on`, never for less. A statement that waits or
-/// runs for long is ended, and so is a transaction whose node is gone, as others may wait for its locks.
+/// What each session is set to:
+///
+/// - A statement that waits or runs for long is ended, and so is a transaction whose node is gone, as others may wait for its locks.
+/// - Every join is by a key. The planner can't know that before it has statistics, and would go on with a plan that it made for tables that
+///   were small.
+/// - A commit has been written to the disk when it returns: an operator may ask for more than `on`, never for less.
 const SETTINGS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
      SET idle_in_transaction_session_timeout = '5s'; SET client_min_messages = warning; \
+     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
      SELECT set_config('synchronous_commit', 'on', false) \
      WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')";
 
@@ -54,7 +59,7 @@ pub enum ConnectError {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// There is no connection.
-    #[error(transparent)]
+    #[error("no connection: {}", why_none(.0))]
     NoConnection(#[from] PoolError),
     /// A statement failed, or its connection was lost.
     #[error("{}", in_words(.0))]
@@ -68,6 +73,17 @@ pub(super) enum Failure {
     /// Others were faster, so it has to be done again.
     #[error("overtaken by others too often")]
     Overtaken,
+}
+
+/// Without what the pool was about to do.
+fn why_none(error: &PoolError) -> String {
+    match error {
+        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => in_words(error),
+        PoolError::Timeout(_)
+        | PoolError::Closed
+        | PoolError::NoRuntimeSpecified
+        | PoolError::PostCreateHook(HookError::Message(_)) => error.to_string(),
+    }
 }
 
 /// The driver's own text of an error from the server is no more than "db error".

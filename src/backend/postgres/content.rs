@@ -1,6 +1,6 @@
 //! What callbacks have to say at the moment of their attempt (CONTRACT.md 8): made from the rows each time, never kept.
 
-use super::columns::{MESSAGE_COLUMNS, Result, message, message_columns, name, push, spots, time};
+use super::columns::{MESSAGE_COLUMNS, Result, message, message_columns, name, push, spots, time, trace};
 use super::read::{kept, names_of, with_names};
 use super::writer::Rules;
 use crate::backend::durable::forms::number;
@@ -42,7 +42,7 @@ async fn stored(
         .prepare_cached(concat!(
             "SELECT ",
             message_columns!(),
-            ", m.expires_at, m.recipients, m.synced FROM message m WHERE m.id = ANY($1) AND m.sent_at > $2"
+            ", m.expires_at, m.recipients, m.synced, m.trace FROM message m WHERE m.id = ANY($1) AND m.sent_at > $2"
         ))
         .await?;
     let ids: Vec<Uuid> = callbacks.iter().map(|callback| callback.message).collect();
@@ -61,6 +61,7 @@ async fn stored(
                 message: message(row, 0)?,
                 expires_at: time(row, MESSAGE_COLUMNS)?,
                 synced: row.try_get(MESSAGE_COLUMNS + 2)?,
+                trace: trace(row, MESSAGE_COLUMNS + 3)?,
                 recipients: with_names(spots, &names)?,
             };
             found.insert(callback.id, content);
@@ -94,7 +95,7 @@ async fn pushed(
             message_columns!(),
             ", m.expires_at, m.push, t.callback, u.id,
                (SELECT count(*) FROM inbox x WHERE x.user_id = u.id AND x.expires_at > $6
-                AND x.cursor > greatest(u.newest - $5, (SELECT max(d.acked) FROM device d WHERE d.user_id = u.id)))
+                AND x.cursor > greatest(u.newest - $5, (SELECT max(d.acked) FROM device d WHERE d.user_id = u.id))), m.trace
              FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::bigint[]) AS t (callback, message, name, cursor)
              JOIN users u ON u.name = t.name
              JOIN message m ON m.id = t.message
@@ -120,6 +121,7 @@ async fn pushed(
             push,
             unread: row.try_get::<_, i64>(MESSAGE_COLUMNS + 4)?.unsigned_abs(),
             devices: devices.get(&user).cloned().unwrap_or_default(),
+            trace: trace(row, MESSAGE_COLUMNS + 5)?,
         };
         found.insert(row.try_get(MESSAGE_COLUMNS + 2)?, content);
     }

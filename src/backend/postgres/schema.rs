@@ -54,10 +54,10 @@ pub(super) async fn prepare(connections: &Connections, patience: Duration) -> Re
         match connections.get().await {
             Ok(client) => break client,
             Err(failure) if Instant::now() + PAUSE >= deadline => {
-                return Err(OpenError::Unreachable(cause_of(&failure)));
+                return Err(OpenError::Unreachable(failure.to_string()));
             }
             Err(failure) => {
-                tracing::warn!(error = cause_of(&failure), "PostgreSQL can't be reached yet");
+                tracing::warn!(error = %failure, "PostgreSQL can't be reached yet");
                 sleep(PAUSE).await;
             }
         }
@@ -65,22 +65,8 @@ pub(super) async fn prepare(connections: &Connections, patience: Duration) -> Re
     migrate(&client, MIGRATIONS).await
 }
 
-/// With the causes beneath it, where the driver hides what matters.
-fn cause_of(failure: &Failure) -> String {
-    let mut text = failure.to_string();
-    let mut error: &dyn std::error::Error = failure;
-    while let Some(cause) = error.source() {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        error = cause;
-    }
-    text
-}
-
 async fn migrate(db: &Client, scripts: &[&str]) -> Result<(), OpenError> {
-    let broken = |error: tokio_postgres::Error| OpenError::Migration(cause_of(&Failure::from(error)));
+    let broken = |error: tokio_postgres::Error| OpenError::Migration(Failure::from(error).to_string());
     let (version, clock): (i32, i64) = db
         .query_one(concat!("SELECT current_setting('server_version_num')::int, ", database_now!()), &[])
         .await
@@ -99,7 +85,7 @@ async fn migrate(db: &Client, scripts: &[&str]) -> Result<(), OpenError> {
     db.batch_execute("BEGIN").await.map_err(broken)?;
     let found = end(db, bring_up_to_date(db, scripts).await)
         .await
-        .map_err(|failure| OpenError::Migration(cause_of(&failure)))?;
+        .map_err(|failure| OpenError::Migration(failure.to_string()))?;
     if found > scripts.len() {
         return Err(OpenError::Newer { found, known: scripts.len() });
     }

@@ -469,6 +469,36 @@ async fn a_full_queue_refuses_sends() {
     assert_eq!(inbox(&store, "bob", 0).await.len(), stored);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_recalled_alone_is_no_loss() {
+    let fresh = fresh().await;
+    let lost_to = async || {
+        let phone = crate::backend::conformance::store::device("phone");
+        fresh.position(&user("bob"), &phone, at(6)).await.unwrap().lost_to
+    };
+    for _ in 0..2 {
+        let (stored, _) = sent(&*fresh.store, to_at(&["bob"], at(0))).await;
+        fresh.recall(stored.id, false, false, at(0)).await.unwrap().unwrap();
+        assert_eq!(lost_to().await, c(0));
+    }
+    sent(&*fresh.store, Append { expires_at: at(5), ..to_at(&["bob"], at(0)) }).await;
+    sent(&*fresh.store, to_at(&["bob"], at(0))).await;
+    assert_eq!(lost_to().await, c(3), "the third has expired");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recall_whose_answer_is_lost_is_found_to_be_done() {
+    let (store, proxy, database) = behind_proxy("bob").await;
+    let (stored, _) = sent(&*store, to_at(&["bob", "carol"], at(0))).await;
+    proxy.cut_after_sending(b"COMMIT");
+    let recalled = store.recall(stored.id, true, true, at(0)).await.unwrap().unwrap();
+    assert!(proxy.has_cut());
+    assert_eq!(recalled.recipients, ["bob", "carol"].map(user));
+    let callback = database.sql("SELECT id FROM outbox WHERE recalled AND holder IS NOT NULL");
+    assert_eq!(callback, recalled.callback.unwrap().id.to_string());
+    assert_eq!(store.recall(stored.id, true, true, at(0)).await.unwrap(), None);
+}
+
 fn partitions(database: &Database) -> Vec<String> {
     let names = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^(message|inbox)_p' ORDER BY relname";
     database.sql(names).lines().map(str::to_owned).collect()

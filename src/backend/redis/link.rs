@@ -286,6 +286,8 @@ impl Link {
     /// What these hashes hold, in one round trip.
     pub async fn hashes(&self, keys: &[String]) -> RedisResult<Vec<HashMap<String, String>>> {
         match self {
+            // An empty pipeline is an error.
+            Self::Single(_) if keys.is_empty() => Ok(vec![]),
             Self::Single(connection) => {
                 let mut pipeline = redis::pipe();
                 for key in keys {
@@ -302,12 +304,33 @@ impl Link {
     /// Which processes are the masters of a Cluster. Another one in place of one of them may have forgotten something, or all. Where there is one
     /// server only, its connection tells.
     pub async fn masters(&self) -> RedisResult<BTreeSet<String>> {
-        let Self::Cluster(connection) = self else { return Ok(BTreeSet::new()) };
-        let everywhere = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-        let command = redis::cmd("INFO").arg("server").clone();
-        let infos: HashMap<String, String> = value(connection.clone().route_command(command, everywhere).await)?;
+        let Self::Cluster(_) = self else { return Ok(BTreeSet::new()) };
+        let infos = self.info("server").await?;
         let run_id = |info: &str| info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned);
         Ok(infos.values().filter_map(|info| run_id(info)).collect())
+    }
+
+    /// What each master says of itself, by its address; where there is one server only, that is empty.
+    pub async fn info(&self, section: &str) -> RedisResult<HashMap<String, String>> {
+        let command = redis::cmd("INFO").arg(section).clone();
+        match self {
+            Self::Single(_) => Ok(HashMap::from([(String::new(), self.run(&command).await?)])),
+            Self::Cluster(connection) => {
+                let everywhere = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                value(connection.clone().route_command(command, everywhere).await)
+            }
+        }
+    }
+
+    /// Asks the master at an address of [`Self::info`].
+    pub async fn ask<T: FromRedisValue>(&self, address: &str, command: &Cmd) -> RedisResult<T> {
+        match (self, host_and_port(address)) {
+            (Self::Cluster(connection), Some((host, port))) => {
+                let to = RoutingInfo::SingleNode(SingleNodeRoutingInfo::ByAddress { host, port });
+                value(connection.clone().route_command(command.clone(), to).await)
+            }
+            _ => self.run(command).await,
+        }
     }
 
     /// How many are subscribed to the channel, where its master is asked.

@@ -3,6 +3,7 @@
 //! `docs/architecture.md`, "Redis: presence and the bus", tells how the files here work together.
 
 mod bus;
+mod doctor;
 mod inbox;
 mod lease;
 mod link;
@@ -17,6 +18,8 @@ mod wire;
 
 #[cfg(test)]
 mod tests;
+
+pub use doctor::examine;
 
 use crate::config;
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, UserId};
@@ -201,8 +204,8 @@ impl Directory for RedisPlane {
         self.0.seat(&seat, max_devices).await
     }
 
-    async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
-        self.0.unseat(user, device, connection).await
+    async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away> {
+        self.0.unseat(seat).await
     }
 
     async fn take_departure(&self, user: &UserId, version: u64) -> Result<bool, Away> {

@@ -20,9 +20,33 @@ impl Names {
         format!("{}:{{{}}}:seats", self.prefix, tag(user.as_str()))
     }
 
+    /// A pattern of those of all users.
+    pub fn all_users(&self) -> String {
+        format!("{}:{{*}}:seats", self.prefix)
+    }
+
+    /// Whose it is.
+    pub fn user_of(&self, key: &str) -> Option<UserId> {
+        UserId::parse(&untag(self.tag_of(key, "{", "}:seats")?)).ok()
+    }
+
     /// Hash: connection → user and device, of all that the node has seated.
     pub fn held(&self, node: &NodeId) -> String {
         format!("{}:{{node:{}}}:held", self.prefix, tag(node.as_str()))
+    }
+
+    /// A pattern of those of all nodes.
+    pub fn all_lists(&self) -> String {
+        format!("{}:{{node:*}}:held", self.prefix)
+    }
+
+    /// Whose it is.
+    pub fn node_of(&self, key: &str) -> Option<NodeId> {
+        NodeId::parse(&untag(self.tag_of(key, "{node:", "}:held")?)).ok()
+    }
+
+    fn tag_of<'a>(&self, key: &'a str, before: &str, after: &str) -> Option<&'a str> {
+        key.strip_prefix(&*self.prefix)?.strip_prefix(':')?.strip_prefix(before)?.strip_suffix(after)
     }
 
     /// The channel that the node listens on.
@@ -64,6 +88,10 @@ fn tag(name: &str) -> Cow<'_, str> {
     }
 }
 
+fn untag(tag: &str) -> String {
+    tag.replace("%7B", "{").replace("%7D", "}").replace("%25", "%")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +104,11 @@ mod tests {
         assert_eq!(key("}{x"), "h:{%7D%7Bx}:seats");
         assert_ne!(key("}"), key("%7D"));
         assert_ne!(key("node:a"), names.held(&NodeId::parse("a").unwrap()));
+        for name in ["bob", "}{x", "%7D", "%257B{", "node:a"] {
+            let (user, node) = (UserId::parse(name).unwrap(), NodeId::parse(name).unwrap());
+            assert_eq!(names.user_of(&names.user(&user)), Some(user));
+            assert_eq!(names.node_of(&names.held(&node)), Some(node));
+        }
+        assert_eq!(names.user_of("other:{bob}:seats"), None);
     }
 }

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// A user's version is remembered for so long after the last device has gone. It is made from the time, so it would grow all the same.
 const VERSION_KEPT: Duration = Duration::from_hours(24);
 
+/// So many users are asked for at once, lest the answer take too long.
+const LOCATED_AT_ONCE: usize = 1_000;
+
 /// What the hash of a user holds.
 pub(super) type Fields = HashMap<String, String>;
 
@@ -106,12 +109,12 @@ impl Plane {
         Err(SeatError::TooManyDevices(max_devices))
     }
 
-    pub(super) async fn unseat(&self, user: &UserId, device: &DeviceId, connection: u64) -> Result<Unseated, Away> {
+    pub(super) async fn unseat(&self, seat: &SeatInfo) -> Result<Unseated, Away> {
         let link = self.link()?;
-        let node = &self.run.node;
+        let SeatInfo { user, device, node, connection, .. } = seat;
         let unseated = async {
-            let was_there = self.unseat_of(&link, node, user, device.as_str(), connection).await?;
-            self.forget_held(&link, node, &[connection]).await?;
+            let was_there = self.unseat_of(&link, node, user, device.as_str(), *connection).await?;
+            self.forget_held(&link, node, &[*connection]).await?;
             Ok(was_there)
         };
         unseated.await.map_err(|error: redis::RedisError| {
@@ -173,12 +176,15 @@ impl Plane {
         Ok(found.and_then(|text| decode(user, device.as_str(), &text)))
     }
 
-    /// In one round trip. A seat counts only while its node's lease does.
+    /// In one round trip, if they aren't very many. A seat counts only while its node's lease does.
     pub(super) async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away> {
         let link = self.link()?;
-        let keys: Vec<_> = users.iter().map(|user| self.names.user(user)).collect();
-        let found = link.hashes(&keys).await.map_err(away)?;
-        let mut presences: Vec<_> = users.iter().zip(&found).map(|(user, fields)| presence_of(user, fields)).collect();
+        let mut presences = Vec::with_capacity(users.len());
+        for bite in users.chunks(LOCATED_AT_ONCE) {
+            let keys: Vec<_> = bite.iter().map(|user| self.names.user(user)).collect();
+            let found = link.hashes(&keys).await.map_err(away)?;
+            presences.extend(bite.iter().zip(&found).map(|(user, fields)| presence_of(user, fields)));
+        }
         let nodes = presences.iter().flat_map(|presence| &presence.seats).map(|seat| &seat.node);
         self.know_nodes(nodes).await?;
         let roll = self.roll.borrow();

@@ -7,9 +7,11 @@ use super::bus::{DEAF_AFTER, probe};
 use super::lease::{Roll, Run};
 use super::link::{Link, LinkError, Server, check, in_time};
 use super::lua::LEASE;
+use super::names::Names;
 use super::{Plane, SLOW, away};
 use crate::ports::Away;
 use rand::RngExt;
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -174,16 +176,13 @@ impl Plane {
         let number = self.rolls_begun.fetch_add(1, Ordering::Relaxed) + 1;
         let asked = Instant::now();
         let length = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-        let call = LEASE.on(self.names.nodes()).arg(self.run.to_string()).arg(length);
-        let (is_new, now_ms, leases): (bool, i64, Vec<(String, f64)>) = call.run(link).await?;
+        let (is_new, now_ms, leases) = leases(link, &self.names, &self.run.to_string(), length).await?;
         let round_trip = asked.elapsed();
         self.metrics.round_trip_seconds.observe(round_trip.as_secs_f64());
         if !lease.is_zero() {
             self.standing.lock().renew(lease, asked, now_ms, is_new);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "milliseconds since 1970, as Redis keeps scores")]
-        let leases = leases.iter().filter_map(|(run, end)| Some((Run::parse(run)?, *end as i64)));
-        let roll = Roll::new(leases.collect(), now_ms, asked + round_trip / 2, number);
+        let roll = Roll::new(leases, now_ms, asked + round_trip / 2, number);
         self.roll.send_if_modified(|known| {
             let is_newer = roll.number > known.number;
             if is_newer {
@@ -204,6 +203,21 @@ impl Plane {
         asked.map_err(|_| away("Redis did not say in time which nodes there are"))?.map_err(away)?;
         Ok(())
     }
+}
+
+/// Takes a lease of this length in milliseconds (0: only looks): whether the one before had run out, the time in Redis, and all leases with
+/// their ends.
+pub(super) async fn leases(
+    link: &Link,
+    names: &Names,
+    run: &str,
+    length: u64,
+) -> RedisResult<(bool, i64, Vec<(Run, i64)>)> {
+    let call = LEASE.on(names.nodes()).arg(run).arg(length);
+    let (is_new, now_ms, leases): (bool, i64, Vec<(String, f64)>) = call.run(link).await?;
+    #[expect(clippy::cast_possible_truncation, reason = "milliseconds since 1970, as Redis keeps scores")]
+    let leases = leases.iter().filter_map(|(run, end)| Some((Run::parse(run)?, *end as i64)));
+    Ok((is_new, now_ms, leases.collect()))
 }
 
 fn is_timeout(error: &LinkError) -> bool {

@@ -9,6 +9,7 @@ use crate::domain::callback::{Callback, CallbackState, Endpoint};
 use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::ports::{Append, Appended, BodyHash, StoreKey, Stored};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, params};
 use uuid::Uuid;
@@ -29,8 +30,8 @@ impl<'a> Inserts<'a> {
         Ok(Self {
             message: db.prepare_cached(
                 "INSERT INTO message
-                 (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload, synced)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                 (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push, recipients, payload, synced, trace)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             )?,
             inbox: db.prepare_cached(
                 "INSERT INTO inbox (user, cursor, message, expires_at, push_state) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -102,6 +103,7 @@ impl Writing<'_> {
             list,
             message.payload.as_bytes(),
             new.synced,
+            new.trace.as_ref().map(TraceContext::to_column),
         ])?;
         Ok(self.db.last_insert_rowid())
     }

@@ -6,6 +6,7 @@ use crate::domain::callback::{Callback, CallbackState, Endpoint, LastError};
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
 use crate::domain::seat::{GroupId, NameError, UserId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use bytes::Bytes;
 use rusqlite::types::Type;
 use rusqlite::{Error, Result, Row};
@@ -68,6 +69,11 @@ pub(super) fn push(row: &Row<'_>, column: usize) -> Result<PushWish> {
 
 pub(super) fn spots(row: &Row<'_>, column: usize) -> Result<Vec<Spot>> {
     decode(row.get_ref(column)?.as_blob()?).ok_or_else(|| damaged(column, Type::Blob, "no list of recipients"))
+}
+
+/// One that can't be read is as none: it is no reason to keep a callback back.
+pub(super) fn trace(row: &Row<'_>, column: usize) -> Result<Option<TraceContext>> {
+    Ok(row.get_ref(column)?.as_str_or_null()?.and_then(TraceContext::of_column))
 }
 
 fn endpoint(row: &Row<'_>, column: usize) -> Result<Endpoint> {

@@ -1,6 +1,6 @@
 //! What a callback has to say at the moment of its attempt (CONTRACT.md 8): made from the rows each time, never kept.
 
-use super::columns::{MESSAGE, MESSAGE_COLUMNS, message, push, spots, time};
+use super::columns::{MESSAGE, MESSAGE_COLUMNS, message, push, spots, time, trace};
 use super::read::{Reader, named};
 use crate::domain::callback::{Callback, Endpoint};
 use crate::domain::message::PushWish;
@@ -29,32 +29,43 @@ pub(super) fn content(db: &Connection, callback: &Callback, inbox_max: u64, now:
 fn stored(db: &Connection, id: Uuid) -> Result<Option<CallbackContent>> {
     let found = db
         .prepare_cached(&format!(
-            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.synced FROM message m WHERE m.id = ?1"
+            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.synced, m.trace FROM message m WHERE m.id = ?1"
         ))?
         .query_row([id.as_bytes()], |row| {
-            let expires_at = time(row, MESSAGE_COLUMNS)?;
-            Ok((message(row)?, expires_at, spots(row, MESSAGE_COLUMNS + 1)?, row.get(MESSAGE_COLUMNS + 2)?))
+            Ok((
+                message(row)?,
+                time(row, MESSAGE_COLUMNS)?,
+                spots(row, MESSAGE_COLUMNS + 1)?,
+                row.get(MESSAGE_COLUMNS + 2)?,
+                trace(row, MESSAGE_COLUMNS + 3)?,
+            ))
         })
         .optional()?;
-    let Some((message, expires_at, spots, synced)) = found else { return Ok(None) };
-    Ok(Some(CallbackContent::Stored { message, expires_at, synced, recipients: named(db, &spots)? }))
+    let Some((message, expires_at, spots, synced, trace)) = found else { return Ok(None) };
+    Ok(Some(CallbackContent::Stored { message, expires_at, synced, recipients: named(db, &spots)?, trace }))
 }
 
 fn pushed(db: &Connection, id: Uuid, reader: &Reader<'_>) -> Result<Option<CallbackContent>> {
     let found = db
-        .prepare_cached(&format!("SELECT {MESSAGE}, m.expires_at, m.push FROM message m WHERE m.id = ?1"))?
+        .prepare_cached(&format!("SELECT {MESSAGE}, m.expires_at, m.push, m.trace FROM message m WHERE m.id = ?1"))?
         .query_row([id.as_bytes()], |row| {
-            Ok((message(row)?, time(row, MESSAGE_COLUMNS)?, push(row, MESSAGE_COLUMNS + 1)?))
+            Ok((
+                message(row)?,
+                time(row, MESSAGE_COLUMNS)?,
+                push(row, MESSAGE_COLUMNS + 1)?,
+                trace(row, MESSAGE_COLUMNS + 2)?,
+            ))
         })
         .optional()?;
     Ok(match found {
-        None | Some((_, _, PushWish::Off)) => None,
-        Some((message, expires_at, push)) => Some(CallbackContent::Push {
+        None | Some((_, _, PushWish::Off, _)) => None,
+        Some((message, expires_at, push, trace)) => Some(CallbackContent::Push {
             message,
             expires_at,
             push,
             unread: reader.unread()?,
             devices: reader.devices()?,
+            trace,
         }),
     })
 }

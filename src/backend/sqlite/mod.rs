@@ -3,10 +3,12 @@
 //! Who opens it holds the data directory alone: callbacks are leased in memory.
 
 mod append;
+mod backup;
 mod checkpoint;
 mod columns;
 mod content;
 mod devices;
+mod doctor;
 mod groups;
 mod jobs;
 mod leases;
@@ -22,6 +24,8 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{BackupError, Copied, backup};
+pub use doctor::{Expected, examine};
 pub use schema::OpenError;
 
 use super::durable::metrics::Metrics;

@@ -11,7 +11,11 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0001_messages.sql"),
     include_str!("../../../migrations/sqlite/0002_groups_and_recall.sql"),
+    include_str!("../../../migrations/sqlite/0003_trace.sql"),
 ];
+
+/// The version that they lead to.
+pub(super) const LATEST: usize = MIGRATIONS.len();
 
 /// How long a connection waits for another's lock. Only a foreign program, such as a backup, can hold one for long.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
@@ -74,6 +78,16 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
         "PRAGMA query_only = ON; PRAGMA cache_size = -16384; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY",
     )?;
     db.set_prepared_statement_cache_capacity(32);
+    Ok(db)
+}
+
+/// Opens a connection of a process that looks on beside the one that works with the database, if there is one. It can't write, so it does
+/// not even checkpoint at its end; where nobody else is, it leaves an empty log behind.
+pub(super) fn open_onlooker(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY)?;
+    db.execute_batch("PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY")?;
     Ok(db)
 }
 

@@ -5,6 +5,7 @@ use super::queue::Row;
 use crate::domain::callback::Callback;
 use crate::domain::time::Timestamp;
 use crate::ports::{CallbackContent, Store, StoreError};
+use crate::traces::{self, Traced};
 use crate::webhook::client::{Posted, Webhook};
 use std::fmt;
 use std::sync::Arc;
@@ -65,8 +66,9 @@ impl Courier {
         };
         let (mut delivery, words) = sort(rows, &contents, self.batches);
         if let Some(event) = self.event(&words) {
+            let traced = trace(&delivery.told, words);
             let begun = Instant::now();
-            let posted = self.webhook.post(&event.id, event.body).await;
+            let posted = self.webhook.post(&event.id, event.body, &traced).await;
             delivery.posted = Some((posted, begun.elapsed()));
         }
         Ok(delivery)
@@ -90,6 +92,13 @@ impl Courier {
             words => Some(Event::batch(words)),
         }
     }
+}
+
+/// A span for the attempt to tell these words.
+fn trace(rows: &[Row], words: Vec<Word>) -> Traced {
+    let endpoint = rows.first().map_or("", |row| row.callback.endpoint.as_str());
+    let attempts = rows.iter().map(|row| row.callback.attempts).max().unwrap_or_default();
+    traces::attempt(endpoint, attempts + 1, words.into_iter().filter_map(|word| word.trace).collect())
 }
 
 /// Whether a word fits into a batch that holds `bytes` of others.

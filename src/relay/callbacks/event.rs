@@ -4,6 +4,7 @@ use crate::domain::callback::Callback;
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
 use crate::domain::seat::{DeviceId, GroupId, UserId};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::ports::CallbackContent;
 use bytes::Bytes;
 use serde::Serialize;
@@ -41,21 +42,23 @@ pub struct Word {
     kind: &'static str,
     at: Timestamp,
     data: Box<RawValue>,
+    /// What caused it.
+    pub trace: Option<TraceContext>,
 }
 
 impl Word {
     /// What a callback has to say; `None` if nothing.
     pub fn of(callback: &Callback, content: &CallbackContent) -> Result<Option<Self>, Damaged> {
-        let (kind, at, data) = match content {
-            CallbackContent::Stored { message, expires_at, synced, recipients } => {
+        let (kind, at, data, trace) = match content {
+            CallbackContent::Stored { message, expires_at, synced, recipients, trace } => {
                 let data = StoredData::new(message, *expires_at, *synced, recipients);
-                (STORED, message.sent_at, to_raw_value(&data)?)
+                (STORED, message.sent_at, to_raw_value(&data)?, trace.clone())
             }
             CallbackContent::Recalled => {
                 let data = to_raw_value(&RecalledData { id: callback.message })?;
-                ("message.recalled", made_at(callback.id), data)
+                ("message.recalled", made_at(callback.id), data, None)
             }
-            CallbackContent::Push { message, expires_at, push, unread, devices } => {
+            CallbackContent::Push { message, expires_at, push, unread, devices, trace } => {
                 let (recipient, _) = callback.recipient.as_ref().ok_or(Damaged::NoRecipient)?;
                 let data = PushData {
                     message: MessageBody::new(message, *expires_at, vec![recipient]),
@@ -64,11 +67,11 @@ impl Word {
                     unread: *unread,
                     devices: devices.iter().map(|(device, last_seen_at)| DeviceBody { device, last_seen_at }).collect(),
                 };
-                ("message.push", message.sent_at, to_raw_value(&data)?)
+                ("message.push", message.sent_at, to_raw_value(&data)?, trace.clone())
             }
             CallbackContent::NotNeeded => return Ok(None),
         };
-        Ok(Some(Self { callback: callback.id, kind, at, data }))
+        Ok(Some(Self { callback: callback.id, kind, at, data, trace }))
     }
 
     /// Whether it may be told in a batch with others.
@@ -240,6 +243,7 @@ mod tests {
             message: message(None, payload),
             expires_at: Timestamp::from_ms(2_000),
             recipients: vec![(name("bob"), Cursor::new(17)), (name("carol"), Cursor::new(4))],
+            trace: None,
         }
     }
 
@@ -250,6 +254,7 @@ mod tests {
             push,
             unread: 3,
             devices: vec![(DeviceId::parse("phone").unwrap(), Timestamp::from_ms(500))],
+            trace: None,
         }
     }
 

@@ -170,4 +170,4 @@ impl Callbacks {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

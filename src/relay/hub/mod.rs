@@ -15,7 +15,8 @@ use crate::domain::time::Timestamp;
 use crate::ports::{Bye, Refusal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// All queues of the node together hold so much: many slow readers at once are not to take all memory (CONTRACT.md 10.7).
 const QUEUED_BYTES_MAX: usize = 1 << 30;

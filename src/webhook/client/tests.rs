@@ -15,7 +15,7 @@ fn webhook(outlet: &Outlet) -> Webhook {
 }
 
 async fn post(outlet: &Outlet) -> Posted {
-    webhook(outlet).post("evt_1", Bytes::from_static(b"{\"a\":1}")).await
+    webhook(outlet).post("evt_1", Bytes::from_static(b"{\"a\":1}"), &Traced::none()).await
 }
 
 async fn failure(outlet: &Outlet) -> Failure {
@@ -100,7 +100,7 @@ async fn a_reused_connection_that_was_closed_costs_no_attempt() {
     let receiver = Receiver::always(Answer::OkThenStale).await;
     let webhook = webhook(&receiver.outlet());
     for n in 1..=5 {
-        assert_eq!(webhook.post("evt_1", Bytes::from_static(b"{}")).await, Posted::Success);
+        assert_eq!(webhook.post("evt_1", Bytes::from_static(b"{}"), &Traced::none()).await, Posted::Success);
         assert_eq!((receiver.requests().len(), receiver.connections()), (n, n));
     }
 }
@@ -149,7 +149,9 @@ async fn a_name_that_leads_to_a_refused_address_is_not_connected_to() {
     let outlet = outlet("http://rebinding.test/");
     let resolver = GuardedResolver::new(guard(), |_| async { Ok(vec!["169.254.169.254:80".parse().unwrap()]) });
     let webhook = Webhook::resolved_by(resolver, outlet.url.clone().unwrap(), &outlet, guard()).unwrap();
-    let Posted::Failed(failed) = webhook.post("evt_1", Bytes::new()).await else { panic!("it succeeded") };
+    let Posted::Failed(failed) = webhook.post("evt_1", Bytes::new(), &Traced::none()).await else {
+        panic!("it succeeded")
+    };
     assert_eq!(failed.kind, FailureKind::Address);
     assert!(failed.text.contains("169.254.169.254 is refused"), "{}", failed.text);
 }

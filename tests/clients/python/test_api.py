@@ -12,7 +12,8 @@ import schemathesis
 from schemathesis import Case
 from schemathesis.core.transport import Response
 
-from conftest import ROOT, Herenow, user
+from api import user
+from conftest import ROOT, Herenow
 
 # The same requests on every run: what fails here fails for everybody.
 SETTINGS = hypothesis.settings(

@@ -9,7 +9,8 @@ import pathlib
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from conftest import Herenow, Receiver, until, user
+from api import until, user
+from conftest import Herenow, Receiver
 
 NEW, OLD, OTHER = ("whsec_" + base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2, 3))
 

@@ -12,7 +12,8 @@ import httpx_sse
 import requests
 import sseclient
 
-from conftest import Herenow, until, user
+from api import until, user
+from conftest import Herenow
 
 LIMIT = httpx.Timeout(10, read=20)
 

@@ -377,6 +377,12 @@ impl Device {
         while self.read_until(Instant::now()) {}
     }
 
+    /// The answer's status.
+    #[track_caller]
+    pub fn status(&self) -> u16 {
+        self.body.head().expect("a head").0
+    }
+
     /// Headers of the stream's answer.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.body.head()?.1.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())

@@ -1,5 +1,6 @@
 //! What every test stands on: a node that is the real program, devices that hold streams, and waits that end by conditions.
 
+pub mod collector;
 pub mod device;
 pub mod http;
 pub mod jwks;

@@ -1,4 +1,4 @@
-//! The callback half of a store, in memory, which can be away, slow and forgetful.
+//! The callback half of a store, in memory, which can be away, slow and forgetful. No message was ever stored.
 
 use crate::domain::callback::{Callback, CallbackState, Decision, Endpoint, LastError, Settlement};
 use crate::domain::message::{Cursor, Message, PushWish, RawJson};
@@ -64,13 +64,16 @@ impl FakeStore {
             due_at: Timestamp::now().plus(due_in),
         };
         let content = match endpoint {
-            Endpoint::Storage => CallbackContent::Stored { message, expires_at, synced: false, recipients: vec![bob] },
+            Endpoint::Storage => {
+                CallbackContent::Stored { message, expires_at, synced: false, recipients: vec![bob], trace: None }
+            }
             Endpoint::Push => CallbackContent::Push {
                 message,
                 expires_at,
                 push: PushWish::Plain,
                 unread: 1,
                 devices: vec![(DeviceId::parse("phone").unwrap(), expires_at)],
+                trace: None,
             },
         };
         let row =
@@ -191,13 +194,13 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn peek_key(&self, _: &str, _: Timestamp) -> Result<Option<BodyHash>, StoreError> {
-        unreachable!()
+        Ok(None)
     }
     async fn page(&self, _: &UserId, _: Cursor, _: PageLimit, _: Timestamp) -> Result<Page, StoreError> {
         unreachable!()
     }
     async fn position(&self, _: &UserId, _: &DeviceId, _: Timestamp) -> Result<Position, StoreError> {
-        unreachable!()
+        Ok(Position::default())
     }
     async fn newest(&self, _: &[UserId]) -> Result<Vec<Cursor>, StoreError> {
         unreachable!()

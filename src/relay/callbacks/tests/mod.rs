@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
 use tokio::time::{Instant, sleep, timeout};
 
-mod fake;
+pub mod fake;
 
 const MS: Duration = Duration::from_millis(1);
 
