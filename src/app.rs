@@ -206,7 +206,8 @@ async fn ephemeral_plane(
 async fn durable_plane(config: &Config, tasks: &Tasks, registry: &mut Registry) -> anyhow::Result<Arc<dyn Store>> {
     let (retention, inbox_max) = (config.store.retention, config.store.inbox_max);
     if let Some(url) = &config.store.url {
-        let options = postgres::Options::new(retention, inbox_max);
+        let lease = config.cluster.lease;
+        let options = postgres::Options { lease, ..postgres::Options::new(retention, inbox_max) };
         return Ok(PostgresStore::open(url, &options, tasks, registry).await.context("the store can't be opened")?);
     }
     let options = sqlite::Options::new(retention, inbox_max);

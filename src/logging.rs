@@ -35,7 +35,8 @@ pub fn start(log: &Log, tracer: Option<SdkTracer>) -> Result<Level, TryInitError
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     let (filter, level) = reload::Layer::new(targets(&log.level));
-    tracing_subscriber::registry().with(lines.with_filter(filter)).with(tracer.map(traces::layer)).try_init()?;
+    let lines = lines.with_filter(filter);
+    tracing_subscriber::registry().with(lines).with(tracer.map(traces::layer)).try_init()?;
     Ok(Level(level))
 }
 

@@ -122,7 +122,7 @@ fn config_check_and_serve_tell_all_that_is_wrong() {
     for command in [&["config", "check"][..], &["serve"], &[]] {
         let output = herenow(&dir)
             .args(command)
-            .args(["--config", "my.toml", "--set", "server.tls.certs=x.pem"])
+            .args(["--config", "my.toml", "--set", "server.tls.crt=x.pem"])
             .env("HERENOW_LOG__LEVEL", "loud")
             .output()
             .unwrap();
@@ -132,7 +132,7 @@ fn config_check_and_serve_tell_all_that_is_wrong() {
             "\n  my.toml:2:10: `server.listen` must be",
             "\n  my.toml:3:1: unknown key `server.lisen`, did you mean `server.listen`?",
             "\n  HERENOW_LOG__LEVEL: `log.level` must be",
-            "\n  --set server.tls.certs: unknown key `server.tls.certs`, did you mean `server.tls.cert`?",
+            "\n  --set server.tls.crt: unknown key `server.tls.crt`, did you mean `server.tls.cert`?",
         ] {
             assert!(told.contains(part), "{told}");
         }

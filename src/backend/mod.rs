@@ -6,5 +6,7 @@ pub mod postgres;
 pub mod redis;
 pub mod sqlite;
 
+pub use durable::doctor::Expected;
+
 #[cfg(test)]
 mod conformance;

@@ -24,7 +24,8 @@ pub(super) fn unknown_variable(name: &str, variable: &str) -> String {
 }
 
 fn nearest(name: &str) -> Option<&'static str> {
-    let best = KEYS.iter().map(|key| (likeness(name, key.name), key.name)).max_by(|a, b| a.0.total_cmp(&b.0));
+    let known = KEYS.iter().map(|key| key.name);
+    let best = known.map(|key| (likeness(name, key), key)).max_by(|a, b| a.0.total_cmp(&b.0));
     best.filter(|&(like, _)| like >= LIKE).map(|(_, key)| key)
 }
 

@@ -159,7 +159,6 @@ fn an_unknown_name_is_refused_with_what_was_meant() {
         ("[store]\nretention = 5", "unknown key `store.retention`, did you mean `store.retention_s`?"),
         ("\"server.listen\" = ''", "unknown key `\"server.listen\"`, did you mean `server.listen`?"),
         ("[bananas]", "unknown key `bananas`"),
-        ("[server.tls]\ncerts = 'x.pem'", "unknown key `server.tls.certs`, did you mean `server.tls.cert`?"),
     ] {
         let line = only_flaw(&Sources::of_toml(text));
         assert!(line.ends_with(&format!(": {told}")), "{text:?} gave {line:?}");

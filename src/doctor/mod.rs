@@ -5,8 +5,7 @@
 mod endpoints;
 mod machine;
 
-use crate::backend::redis;
-use crate::backend::sqlite::{self, Expected};
+use crate::backend::{Expected, postgres, redis, sqlite};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::domain::finding::{Finding, Level};
 use crate::domain::time::Timestamp;
@@ -43,11 +42,9 @@ pub async fn examine(loaded: &Loaded) -> Report {
     let (of_directory, in_use) = machine::data_dir(&config.data_dir);
     findings.extend(of_directory);
     if config.redis.url.is_some() {
-        findings.extend(redis::examine(&config.redis).await);
+        findings.extend(redis::examine(&config.redis, config.cluster.lease).await);
     }
-    if config.store.url.is_none() {
-        findings.extend(sqlite_store(config, in_use).await);
-    }
+    findings.extend(store(config, in_use).await);
     findings.extend(endpoints::examine(&config.callbacks).await);
     Report { findings }
 }
@@ -60,7 +57,7 @@ fn configuration(warnings: &[String]) -> Vec<Finding> {
     warnings.iter().map(|warning| Finding::warning("configuration", warning, advice)).collect()
 }
 
-async fn sqlite_store(config: &Config, in_use: bool) -> Vec<Finding> {
+async fn store(config: &Config, in_use: bool) -> Vec<Finding> {
     let expected = Expected {
         now: Timestamp::now(),
         retention: config.store.retention,
@@ -70,6 +67,9 @@ async fn sqlite_store(config: &Config, in_use: bool) -> Vec<Finding> {
         },
         in_use,
     };
+    if let Some(url) = &config.store.url {
+        return postgres::examine(url, expected).await;
+    }
     let dir = config.data_dir.clone();
     blocking(move || sqlite::examine(&dir, &expected)).await
 }

@@ -80,6 +80,9 @@ impl Relay {
             }
             self.deliver_stored(&message, stored, synced);
         }
+        if let Appended::Repeat(stored) = &appended {
+            self.tell_again(stored);
+        }
         Ok(appended)
     }
 
@@ -121,6 +124,13 @@ impl Relay {
             }
         }
         self.tell_other_nodes(stored.recipients.iter().map(|(user, _)| user.clone()).collect(), Notice::Stored);
+    }
+
+    /// A repeat may be all that is known of a send whose node died before it had told anybody.
+    fn tell_again(&self, stored: &Stored) {
+        let users: Vec<UserId> = stored.recipients.iter().map(|(user, _)| user.clone()).collect();
+        self.heed(Notice::Stored(users.clone()));
+        self.tell_other_nodes(users, Notice::Stored);
     }
 
     /// Tells the nodes on which these users have streams, in the background.

@@ -9,6 +9,7 @@ use crate::domain::time::Timestamp;
 use crate::ports::{Appended, BodyHash, Claimed, KeyClaim, StoreKey, Stored};
 use crate::traces;
 use bytes::Bytes;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::Instrument;
@@ -136,9 +137,7 @@ impl Relay {
     async fn begin_online_only(&self, draft: Draft, users: &[UserId], key: Option<&SendKey>) -> Result<Begun, Error> {
         let (id, now) = (Uuid::now_v7(), Timestamp::now());
         if let Some(key) = key {
-            if self.0.store.peek_key(&key.key, now).await?.is_some_and(|body| body != key.body) {
-                return Err(Error::KeyReused);
-            }
+            check_other_kind(key, self.0.store.peek_key(&key.key, now).await)?;
             let claim = KeyClaim { body: key.body, now, expires_at: now.plus(ONLINE_ONLY_WINDOW), id };
             match self.0.plane.claim_key(&key.key, claim).await? {
                 Claimed::New => {}
@@ -154,7 +153,7 @@ impl Relay {
             Ok(draft) => Ok(Begun::New(draft, id, now)),
             Err(error) => {
                 if let Some(key) = key {
-                    self.0.plane.settle_key(&key.key, None).await?;
+                    self.settle(key, None).await;
                 }
                 Err(error)
             }
@@ -181,20 +180,22 @@ impl Relay {
         if let Some(key) = key {
             // Only a refusal before anything was offered gives the key back: such are all errors of an online-only send.
             let answer = result.as_ref().ok().and_then(|report| serde_json::to_vec(report).ok()).map(Bytes::from);
-            if let Err(error) = self.0.plane.settle_key(&key.key, answer).await {
-                // What became of the message is known all the same.
-                tracing::warn!(%error, "the answer to an idempotency key could not be kept");
-            }
+            self.settle(key, answer).await;
         }
         result
     }
 
+    /// What became of a send is answered though it can't be remembered: a repeat is told that it is still running, or that nothing is known.
+    async fn settle(&self, key: &SendKey, answer: Option<Bytes>) {
+        if let Err(error) = self.0.plane.settle_key(&key.key, answer).await {
+            tracing::debug!(%error, "the answer to an idempotency key could not be remembered");
+        }
+    }
+
     async fn send_persisted_once(&self, draft: Draft, users: Vec<UserId>, key: Option<SendKey>) -> Result<Sent, Error> {
         let now = Timestamp::now();
-        if let Some(key) = &key
-            && self.0.plane.peek_key(&key.key).await?.is_some_and(|body| body != key.body)
-        {
-            return Err(Error::KeyReused);
+        if let Some(key) = &key {
+            check_other_kind(key, self.0.plane.peek_key(&key.key).await)?;
         }
         let draft = if self.is_repeat(key.as_ref(), now).await? { draft } else { self.ask_before_send(draft).await? };
         let key = key.map(|key| StoreKey {
@@ -225,6 +226,19 @@ impl Relay {
                 .await
                 .map_err(|Rejected(reason)| Error::Rejected(reason)),
             None => Ok(draft),
+        }
+    }
+}
+
+/// Fails if the plane of the other kind of message knows the key with another body. One that is away holds up nothing: each plane does
+/// without the other.
+fn check_other_kind<E: Display>(key: &SendKey, known: Result<Option<BodyHash>, E>) -> Result<(), Error> {
+    match known {
+        Ok(Some(body)) if body != key.body => Err(Error::KeyReused),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::debug!(%error, "whether an idempotency key was used for the other kind of message is not known");
+            Ok(())
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often streams are compared with the store when nothing is known to have been missed.
-const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
+const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
 /// So many users are asked for in one query, with a pause after it.
 const COMPARE_AT_ONCE: usize = 1_000;
 const COMPARE_PAUSE: Duration = Duration::from_millis(5);

@@ -204,6 +204,15 @@ impl Way {
     }
 }
 
+/// The W3C's, if there is anything to tell.
+fn trace_headers(context: Option<&TraceContext>) -> HeaderMap {
+    let state = context.and_then(|context| context.state.as_deref());
+    [("traceparent", context.map(ToString::to_string)), ("tracestate", state.map(str::to_owned))]
+        .into_iter()
+        .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::try_from(value?).ok()?)))
+        .collect()
+}
+
 /// A client that goes to checked addresses only.
 pub(super) fn guarded(resolver: Arc<GuardedResolver>) -> ClientBuilder {
     Client::builder()
@@ -215,15 +224,6 @@ pub(super) fn guarded(resolver: Arc<GuardedResolver>) -> ClientBuilder {
         .user_agent(USER_AGENT)
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)
-}
-
-/// The W3C's, if there is anything to tell.
-fn trace_headers(context: Option<&TraceContext>) -> HeaderMap {
-    let state = context.and_then(|context| context.state.as_deref());
-    [("traceparent", context.map(ToString::to_string)), ("tracestate", state.map(str::to_owned))]
-        .into_iter()
-        .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::try_from(value?).ok()?)))
-        .collect()
 }
 
 /// A connection that was there broke before an answer came.

@@ -36,6 +36,7 @@ fn restored(copy: &Path, credentials: &Path) -> tempfile::TempDir {
 
 #[test]
 fn a_backup_made_under_load_is_restored_with_all_that_was_answered_before_it() {
+    only_embedded!("PostgreSQL has its own tools for it");
     let (push, storage) = (Receiver::start(), Receiver::start());
     let mut node = setup_of(&[("push", &push), ("storage", &storage)], &[]).self_made().start();
     let mut bob = node.device("bob", "phone");
@@ -108,6 +109,7 @@ fn a_backup_made_under_load_is_restored_with_all_that_was_answered_before_it() {
 
 #[test]
 fn a_backup_overwrites_nothing_and_says_what_it_needs() {
+    only_embedded!("PostgreSQL has its own tools for it");
     let mut node = Node::start();
     node.backend().store("bob", &json!(1));
     let to = tempfile::tempdir().unwrap();

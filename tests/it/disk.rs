@@ -173,11 +173,13 @@ fn fill_a_little(node: &Node) -> Vec<String> {
 
 #[test]
 fn a_bound_on_files_costs_persisted_sends_alone_until_it_is_lifted() {
+    only_embedded!("the disk is PostgreSQL's own");
     costs_persisted_sends_alone(&Limited);
 }
 
 #[test]
 fn a_full_disk_costs_persisted_sends_alone_until_there_is_room() {
+    only_embedded!("the disk is PostgreSQL's own");
     if let Some(disk) = Small::mount() {
         costs_persisted_sends_alone(&disk);
     }
@@ -185,6 +187,7 @@ fn a_full_disk_costs_persisted_sends_alone_until_there_is_room() {
 
 #[test]
 fn a_full_disk_under_load_loses_nothing_that_was_answered_201() {
+    only_embedded!("the disk is PostgreSQL's own");
     let storage = Receiver::start();
     let mut node = Limited.setup(setup_of(&[("storage", &storage)], &[])).start();
     let send = |caller: usize| {
@@ -227,6 +230,7 @@ fn a_full_disk_under_load_loses_nothing_that_was_answered_201() {
 
 #[test]
 fn a_node_that_starts_on_a_full_disk_says_so() {
+    only_embedded!("the disk is PostgreSQL's own");
     let Some(disk) = Small::mount() else { return };
     assert!(fs::write(disk.path().join("filler"), vec![0; 5 << 20]).is_err(), "it holds 4 MiB");
     let said = refused_start(&[format!("data_dir={}", disk.path().join("data").display())]);
@@ -278,10 +282,12 @@ fn fails_now_and_then(fault: &str) {
 
 #[test]
 fn fsyncs_that_fail_now_and_then_cost_refusals_alone() {
+    only_embedded!("the disk is PostgreSQL's own");
     fails_now_and_then("fsync,fdatasync:error=EIO:when=20+9");
 }
 
 #[test]
 fn writes_that_fail_now_and_then_cost_refusals_alone() {
+    only_embedded!("the disk is PostgreSQL's own");
     fails_now_and_then("pwrite64:error=EIO:when=60+41");
 }

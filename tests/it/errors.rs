@@ -78,6 +78,7 @@ fn a_sane_request_id_is_echoed_and_another_is_replaced() {
 
 #[test]
 fn a_store_that_can_t_write_is_told_without_its_words_and_online_only_goes_on() {
+    only_embedded!("it locks the SQLite file; `cluster` has PostgreSQL away");
     let node = Node::start();
     let mut bob = node.device("bob", "phone");
     node.backend().store("bob", &json!(1));

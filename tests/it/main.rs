@@ -8,6 +8,7 @@ mod batch;
 mod before_send;
 mod callbacks;
 mod cli_live;
+mod cluster;
 mod cors;
 mod crash;
 mod credentials;

@@ -50,7 +50,7 @@ fn sentinels_make_another_the_master() {
 #[test]
 fn a_cluster_fails_over_and_moves_slots() {
     let cluster = RedisCluster::start();
-    assert_eq!(cluster.urls().len(), 6);
+    assert_eq!(cluster.addresses().len(), 6);
     let slot = cluster.slot_of("{bob}:key");
     let from = cluster.shard_of(slot);
     cluster.master(from).cli(&["SET", "{bob}:key", "value"]);

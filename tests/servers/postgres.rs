@@ -2,8 +2,8 @@
 
 use super::process::{Process, Slot, directory, free_port, local, program, wait_for};
 use std::fs;
-use std::io::Write;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +17,7 @@ const USER: &str = "postgres";
 /// See the module's text.
 pub struct Postgres {
     port: u16,
+    settings: Vec<String>,
     directory: TempDir,
     process: Slot,
 }
@@ -31,6 +32,12 @@ impl Postgres {
     /// One of its own.
     #[track_caller]
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With further settings, `name=value`, stronger than those for all tests.
+    #[track_caller]
+    pub fn start_with(settings: &[&str]) -> Self {
         let directory = directory();
         if let Some(user) = other_user() {
             assert!(Command::new("chown").arg(user).arg(directory.path()).status().unwrap().success());
@@ -38,18 +45,20 @@ impl Postgres {
         let words = ["-D", "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"];
         let mut initdb = run("initdb", &words.map(str::to_owned), directory.path());
         initdb.wait();
-        let mut postgres = Self { port: free_port(), directory, process: Slot::default() };
+        let settings = settings.iter().map(ToString::to_string).collect();
+        let mut postgres = Self { port: free_port(), settings, directory, process: Slot::default() };
         while !postgres.launch() {
             postgres.port = free_port();
         }
         postgres
     }
 
-    /// False if its port is taken.
+    /// False if it must be tried again: see [`Process::serving`].
     #[track_caller]
     fn launch(&self) -> bool {
-        let settings = [
-            &format!("port={}", self.port),
+        let port = format!("port={}", self.port);
+        let fixed = [
+            &*port,
             "listen_addresses=127.0.0.1",
             "unix_socket_directories=",
             "max_connections=300",
@@ -57,8 +66,11 @@ impl Postgres {
             "fsync=off",
             "full_page_writes=off",
         ];
-        let settings = settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting.to_owned()]);
-        let words: Vec<_> = ["-D".to_owned(), "data".to_owned()].into_iter().chain(settings).collect();
+        let mut words = vec!["-D", "data"];
+        for setting in fixed.into_iter().chain(self.settings.iter().map(String::as_str)) {
+            words.extend(["-c", setting]);
+        }
+        let words: Vec<_> = words.into_iter().map(str::to_owned).collect();
         let process = run("postgres", &words, self.directory.path());
         let process = process.serving("database system is ready to accept connections");
         let is_started = process.is_some();
@@ -83,6 +95,26 @@ impl Postgres {
     #[track_caller]
     pub fn sql(&self, statements: &str) -> String {
         psql(self.address(), USER, statements).unwrap_or_else(|error| panic!("{statements}: {error}"))
+    }
+
+    /// A connection that does nothing but be there; `None` if the server has no more to give.
+    pub fn take_connection(&self) -> Option<TcpStream> {
+        let parameters = format!("user\0{USER}\0database\0{USER}\0\0");
+        let length = u32::try_from(8 + parameters.len()).unwrap();
+        let mut tcp = TcpStream::connect(self.address()).ok()?;
+        // The protocol's version 3.0 is spelled so.
+        tcp.write_all(&[&length.to_be_bytes(), &196_608_u32.to_be_bytes(), parameters.as_bytes()].concat()).ok()?;
+        loop {
+            let mut head = [0; 5];
+            tcp.read_exact(&mut head).ok()?;
+            let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) - 4;
+            tcp.read_exact(&mut vec![0; length.try_into().unwrap()]).ok()?;
+            match head[0] {
+                b'E' => return None,
+                b'Z' => return Some(tcp),
+                _ => {}
+            }
+        }
     }
 
     /// `kill -9` of the whole server.

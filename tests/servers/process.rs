@@ -118,15 +118,16 @@ impl Process {
         all.get(self.said_before..).unwrap_or_default().to_owned()
     }
 
-    /// Waits until it says this; `None` if it ends before, for its port was taken.
+    /// Waits until it says this; `None` if it has ended for a reason that passes: its port is taken, or its predecessor isn't quite gone.
     #[track_caller]
     pub fn serving(mut self, word: &str) -> Option<Self> {
-        const TAKEN: [&str; 2] = ["Failed listening on port", "could not create any TCP/IP sockets"];
+        const PASSES: [&str; 3] =
+            ["Failed listening on port", "could not create any TCP/IP sockets", "pre-existing shared memory block"];
         wait_for("a server starts", || {
             let has_ended = self.ended().is_some();
             let output = self.output();
             if has_ended {
-                assert!(TAKEN.iter().any(|taken| output.contains(taken)), "a server doesn't start: {output}");
+                assert!(PASSES.iter().any(|passes| output.contains(passes)), "a server doesn't start: {output}");
                 return Ok(false);
             }
             if output.contains(word) { Ok(true) } else { Err(output) }

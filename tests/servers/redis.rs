@@ -1,7 +1,7 @@
 //! A Redis server that forgets all when it ends.
 
 use super::process::{Process, Slot, directory, free_port, local, program, wait_for};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Lines, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -47,7 +47,7 @@ impl Redis {
         }
     }
 
-    /// False if its port is taken.
+    /// False if it must be tried again: see [`Process::serving`].
     #[track_caller]
     fn launch(&self) -> bool {
         let program = program("redis-server", "redis-server", &[]);
@@ -148,10 +148,42 @@ impl Redis {
         self.cli(&["EVAL", ALL, "0", prefix])
     }
 
+    /// Begins to look at all commands that it is given.
+    #[track_caller]
+    pub fn monitor(&self) -> Monitor<'_> {
+        let mut tcp = TcpStream::connect(self.address()).unwrap();
+        tcp.set_read_timeout(Some(ANSWER)).unwrap();
+        tcp.write_all(b"MONITOR\r\n").unwrap();
+        let mut monitor = Monitor { redis: self, lines: BufReader::new(tcp).lines() };
+        assert_eq!(monitor.next(), "+OK");
+        monitor
+    }
+
     /// Its part in replication: `master` or `slave`.
     #[track_caller]
     pub fn role(&self) -> String {
         self.cli(&["ROLE"]).lines().next().unwrap_or_default().to_owned()
+    }
+}
+
+/// See [`Redis::monitor`].
+pub struct Monitor<'a> {
+    redis: &'a Redis,
+    lines: Lines<BufReader<TcpStream>>,
+}
+
+impl Monitor<'_> {
+    #[track_caller]
+    fn next(&mut self) -> String {
+        self.lines.next().expect("MONITOR goes on").unwrap()
+    }
+
+    /// All commands until now, a line each.
+    #[track_caller]
+    pub fn end(mut self) -> Vec<String> {
+        self.redis.cli(&["ECHO", "the end of MONITOR"]);
+        let lines = std::iter::from_fn(|| Some(self.next()));
+        lines.take_while(|line| !line.contains("the end of MONITOR")).collect()
     }
 }
 

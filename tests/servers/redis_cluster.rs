@@ -2,6 +2,7 @@
 
 use super::process::{free_port, wait_for};
 use super::redis::Redis;
+use std::net::SocketAddr;
 
 const SHARDS: usize = 3;
 const SLOTS: usize = 16_384;
@@ -104,13 +105,19 @@ impl RedisCluster {
         self.nodes[n].cli(&["CLUSTER", "MYID"])
     }
 
+    /// Of all six.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(Redis::address).collect()
+    }
+
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().map(Redis::url).collect()
     }
 
-    /// All six.
-    pub fn nodes(&self) -> &[Redis] {
-        &self.nodes
+    /// One of each shard.
+    #[track_caller]
+    pub fn masters(&self) -> impl Iterator<Item = &Redis> {
+        (0..SHARDS).map(|shard| self.master(shard))
     }
 
     /// The master of this shard, 0 to 2.
@@ -123,6 +130,20 @@ impl RedisCluster {
     fn of_shard(&self, shard: usize, role: &str) -> &Redis {
         let mut both = [shard, shard + SHARDS].into_iter().map(|n| &self.nodes[n]);
         both.find(|node| node.runs() && node.role() == role).unwrap_or_else(|| panic!("shard {shard} has no {role}"))
+    }
+
+    /// All keys of all shards.
+    pub fn keys(&self) -> Vec<String> {
+        self.at_all_masters(&["KEYS", "*"])
+    }
+
+    /// All sharded channels that somebody has subscribed to.
+    pub fn channels(&self) -> Vec<String> {
+        self.at_all_masters(&["PUBSUB", "SHARDCHANNELS"])
+    }
+
+    fn at_all_masters(&self, command: &[&str]) -> Vec<String> {
+        self.masters().flat_map(|master| master.cli(command).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
     /// The slot of a key or a sharded channel.

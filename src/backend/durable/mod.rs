@@ -1,5 +1,6 @@
-//! What the durable planes have in common: the queue before the writers, what the operator sees of it, and words as columns.
+//! What the durable planes have in common: the queue before the writers, what the operator sees of it, what a doctor says, and words as columns.
 
+pub(super) mod doctor;
 pub(super) mod forms;
 pub(super) mod metrics;
 pub(super) mod queue;

@@ -62,7 +62,7 @@ impl PresenceTable {
         let gone = presence.seats.is_empty().then_some(presence.version);
         drop(users);
         let Some(version) = gone else { return Unseated::One };
-        self.remember_offline(user, version);
+        self.remember_offline(&seat.user, version);
         Unseated::Last(version)
     }
 

@@ -15,6 +15,7 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{Client, Config};
@@ -28,6 +29,8 @@ const WAIT: Duration = Duration::from_secs(5);
 const WAITING: usize = 2_000;
 /// A server that acknowledges nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(15);
+/// Nor is one waited for longer that acknowledges all, and answers nothing: a server that is stopped, or a proxy that has lost it.
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// What each session is set to:
 ///
@@ -35,7 +38,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// - Every join is by a key. The planner can't know that before it has statistics, and would go on with a plan that it made for tables that
 ///   were small.
 /// - A commit has been written to the disk when it returns: an operator may ask for more than `on`, never for less.
-const SETTINGS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
+const SETTINGS: &str = "SET statement_timeout = '15s'; SET lock_timeout = '10s'; \
      SET idle_in_transaction_session_timeout = '5s'; SET client_min_messages = warning; \
      SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
      SELECT set_config('synchronous_commit', 'on', false) \
@@ -64,6 +67,9 @@ pub(super) enum Failure {
     /// A statement failed, or its connection was lost.
     #[error("{}", in_words(.0))]
     Statement(#[from] tokio_postgres::Error),
+    /// The server has not answered in time.
+    #[error("the server doesn't answer")]
+    Silent,
     /// A row can't be read.
     #[error("a damaged row: {0}")]
     Damaged(&'static str),
@@ -97,7 +103,7 @@ fn in_words(error: &tokio_postgres::Error) -> String {
 impl Failure {
     /// The connection is of no use any more. What was last sent on it may have been done.
     pub fn is_lost(&self) -> bool {
-        let Self::Statement(error) = self else { return false };
+        let Self::Statement(error) = self else { return matches!(self, Self::Silent) };
         match error.as_db_error() {
             // A server that has become a standby keeps its connections.
             Some(db) => {
@@ -134,9 +140,12 @@ impl Failure {
     pub fn answer(self) -> StoreError {
         match self {
             Self::NoConnection(PoolError::Timeout(TimeoutType::Wait)) => StoreError::Overloaded,
-            Self::NoConnection(_) | Self::Statement(_) | Self::Damaged(_) | Self::InDoubt(_) | Self::Overtaken => {
-                StoreError::Unavailable(Box::new(self))
-            }
+            Self::NoConnection(_)
+            | Self::Statement(_)
+            | Self::Silent
+            | Self::Damaged(_)
+            | Self::InDoubt(_)
+            | Self::Overtaken => StoreError::Unavailable(Box::new(self)),
         }
     }
 }
@@ -259,9 +268,10 @@ impl Connections {
     }
 
     /// Gives up a connection, and with it those that were lost at the same time.
-    pub fn discard(&self, client: Object) {
+    pub fn discard(&self, client: Object, failure: &Failure) {
         drop(Object::take(client));
-        self.pool.retain(|other, _| !other.is_closed());
+        let all = matches!(failure, Failure::Silent);
+        self.pool.retain(|other, _| !all && !other.is_closed());
     }
 
     /// What the caller is told.
@@ -295,7 +305,7 @@ impl Tries<'_> {
         };
         let worth = !self.last && (failure.is_lost() || failure.is_passing());
         if failure.is_lost() {
-            self.connections.discard(db);
+            self.connections.discard(db, &failure);
         }
         self.last = true;
         (!worth).then(|| Err(self.connections.failed(failure)))
@@ -312,7 +322,7 @@ macro_rules! run {
                 Ok(db) => db,
                 Err(error) => break Err(error),
             };
-            let done = $work.await;
+            let done = $crate::backend::postgres::connect::answered($work).await;
             if let Some(answer) = tries.judge($db, done) {
                 break answer;
             }
@@ -320,6 +330,11 @@ macro_rules! run {
     }};
 }
 pub(super) use run;
+
+/// Waits for what is asked of the server, within bounds.
+pub(super) async fn answered<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    timeout(ANSWER, work).await.unwrap_or(Err(Failure::Silent))
+}
 
 /// Ends a transaction: all or nothing. After a failure the connection is as it was before, or lost.
 pub(super) async fn end<T>(db: &Client, done: Result<T, Failure>) -> Result<T, Failure> {

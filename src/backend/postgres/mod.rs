@@ -8,6 +8,7 @@ mod columns;
 mod connect;
 mod content;
 mod devices;
+mod doctor;
 mod groups;
 mod leases;
 mod outbox;
@@ -22,6 +23,7 @@ mod writer;
 mod tests;
 
 pub use connect::ConnectError;
+pub use doctor::examine;
 pub use schema::OpenError;
 
 use super::durable::forms::callback_id;

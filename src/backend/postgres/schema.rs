@@ -10,12 +10,14 @@ use tokio_postgres::Client;
 
 /// Each brings the version one further.
 const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/postgres/0001_messages.sql")];
+/// The version that they lead to.
+pub(super) const LATEST: usize = MIGRATIONS.len();
 /// The oldest server that has all that is used: 14.
-const OLDEST_SERVER: i32 = 140_000;
+pub(super) const OLDEST_SERVER: i32 = 140_000;
 /// Of the lock that a node holds while it migrates: "herenow" as a number.
 const LOCK: i64 = 0x68_6572_656e_6f77;
 /// Clocks that differ by more milliseconds are worth a warning.
-const CLOCKS_APART: i64 = 5_000;
+pub(super) const CLOCKS_APART: i64 = 5_000;
 /// Between attempts to reach the server at the start.
 const PAUSE: Duration = Duration::from_millis(250);
 

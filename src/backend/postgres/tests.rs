@@ -4,6 +4,8 @@ use super::*;
 use crate::backend::conformance::store::{
     INBOX_MAX, RETENTION, at, c, cursors, eventually, keyed, leased, sent, store_suite, to_at, user,
 };
+use crate::backend::durable::doctor::Expected;
+use crate::domain::finding::Level;
 use crate::servers::postgres::{Database, Postgres};
 use crate::servers::proxy::Proxy;
 use futures_util::future::join_all;
@@ -603,4 +605,78 @@ async fn a_stream_that_goes_forward_takes_one_row() {
     }
     while fresh.sweep(at(0).plus(RETENTION * 2)).await.unwrap() {}
     assert_eq!(runs(), "");
+}
+
+// === The doctor ===
+
+/// What it finds that isn't well, but for the server, which is fast rather than safe, and for the clock, which is that of the tests.
+async fn complaints(database: &Database) -> Vec<String> {
+    let endpoints = crate::ports::Leases { storage: true, push: true };
+    let expected = Expected { now: at(0), retention: RETENTION, endpoints, in_use: false };
+    let findings = examine(&Secret::new(database.url()), expected).await.into_iter();
+    let wrong = findings.filter(|finding| finding.level != Level::Well).map(|finding| finding.found);
+    wrong.filter(|found| !found.starts_with("`fsync`") && !found.starts_with("its clock and this one")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_doctor_finds_nothing_where_nothing_is_wrong() {
+    let empty = Postgres::shared().database();
+    assert_eq!(complaints(&empty).await, Vec::<String>::new());
+    let store = fresh().await;
+    sent(&*store, leased(to_at(&["bob", "carol"], at(0)))).await;
+    store.recall(sent(&*store, to_at(&["bob"], at(0))).await.0.id, true, false, at(0)).await.unwrap();
+    assert_eq!(complaints(&store.database).await, Vec::<String>::new());
+    // As a node that ended would leave it.
+    store.close().await;
+    assert_eq!(complaints(&store.database).await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_doctor_tells_each_thing_that_is_amiss() {
+    for (damage, part) in [
+        ("DELETE FROM message", "1 inbox rows lead to no message"),
+        ("DELETE FROM users", "2 rows are of users that are not there"),
+        ("DELETE FROM outbox WHERE endpoint = 1", "1 messages wait for a storage callback that is not there"),
+        ("DELETE FROM outbox WHERE endpoint = 2", "1 inbox rows wait for a push callback that is not there"),
+        (
+            "UPDATE message SET kept = true, storage_state = 4; DELETE FROM outbox WHERE endpoint = 1",
+            "1 messages are kept for a storage callback that is not there",
+        ),
+        ("UPDATE message SET brief = 5", "1 messages are long past their time"),
+        (
+            "INSERT INTO idempotency VALUES ('k', '', 5, gen_random_uuid(), 1, 1, '')",
+            "1 idempotency keys are long past",
+        ),
+        (
+            "DELETE FROM inbox; DELETE FROM message; UPDATE outbox SET due_at = 1",
+            "2 callbacks are long due, and their message is gone",
+        ),
+        ("UPDATE outbox SET due_at = 1 WHERE endpoint = 1", "1 callbacks wait, the oldest has been due since"),
+        ("UPDATE outbox SET holder = gen_random_uuid()", "2 callbacks are leased to nodes that are gone"),
+        ("DELETE FROM span", "there is no partition for what is sent now"),
+        ("INSERT INTO schema_version VALUES (99)", "PostgreSQL, schema version 99; this herenow knows"),
+    ] {
+        let store = fresh().await;
+        sent(&*store, to_at(&["bob"], at(0))).await;
+        store.database.sql(damage);
+        let told = complaints(&store.database).await;
+        assert!(told.iter().any(|told| told.starts_with(part)), "{damage}: {told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_doctor_tells_of_a_server_that_can_not_be_used() {
+    let expected = Expected {
+        now: Timestamp::now(),
+        retention: RETENTION,
+        endpoints: crate::ports::Leases::default(),
+        in_use: false,
+    };
+    let told = examine(&Secret::new("postgres://secret@127.0.0.1:1/d"), expected.clone()).await;
+    assert!(told.len() == 1 && told[0].found.starts_with("PostgreSQL can't be used: "), "{told:?}");
+    assert!(!format!("{told:?}").contains("secret"), "{told:?}");
+    let database = Postgres::shared().database();
+    let told = examine(&Secret::new(database.url()), expected).await;
+    let unsafe_server = told.iter().find(|finding| finding.found.starts_with("`fsync`")).unwrap();
+    assert_eq!(unsafe_server.level, Level::Error);
 }

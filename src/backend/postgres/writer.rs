@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-/// After this time a send whose connection was lost is answered without knowing whether it was committed.
+/// After this time a send whose connection was lost, or is silent, is answered without knowing whether it was committed.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Between attempts; a little longer each time.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -110,7 +110,7 @@ impl Writer {
         let (started, mut tries, mut again) = (Instant::now(), 0, false);
         loop {
             let failure = match self.connections.get().await {
-                Ok(db) => match self.attempt(db, &sends, again).await {
+                Ok(db) => match self.attempt(db, &sends, again, PATIENCE.saturating_sub(started.elapsed())).await {
                     Ok(answers) => return Ok(answers),
                     Err(failure) => failure,
                 },
@@ -129,11 +129,19 @@ impl Writer {
         }
     }
 
-    async fn attempt(&self, db: Object, sends: &[&Posting], again: bool) -> Result<Vec<Option<Appended>>> {
+    async fn attempt(
+        &self,
+        db: Object,
+        sends: &[&Posting],
+        again: bool,
+        time: Duration,
+    ) -> Result<Vec<Option<Appended>>> {
         let running = Running { rules: self.rules, partitions: &self.partitions, holder: self.leases.me, again };
-        let done = append(&db, sends, running).await;
-        if done.as_ref().is_err_and(Failure::is_lost) {
-            self.connections.discard(db);
+        let done = timeout(time, append(&db, sends, running)).await.unwrap_or(Err(Failure::Silent));
+        if let Err(failure) = &done
+            && failure.is_lost()
+        {
+            self.connections.discard(db, failure);
         }
         done
     }

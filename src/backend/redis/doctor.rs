@@ -16,8 +16,10 @@ use tokio::time::{sleep, timeout};
 const ABOUT: &str = "redis";
 /// All of it takes no longer than this.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Seats come and go, and the nodes put right what crashes have left: what is amiss counts if it still is so much later.
-const SETTLING: Duration = Duration::from_secs(3);
+/// Seats come and go, and when a lease is over the nodes put right what a crash has left: what is amiss counts if it still is then.
+const SETTLING: Duration = Duration::from_secs(1);
+/// A longer lease isn't waited for.
+const LONG_LEASE: Duration = Duration::from_secs(20);
 /// Redis is asked for so much at a time.
 const BITE: usize = 256;
 /// So many users are looked at, and so much that is amiss is remembered.
@@ -26,10 +28,10 @@ const AMISS: usize = 10_000;
 /// The default; a node that is busy for a moment has more than less than that waiting for it.
 const PUBSUB_BUFFER: u64 = 32 << 20;
 
-/// Looks at the Redis of this configuration.
-pub async fn examine(redis: &config::Redis) -> Vec<Finding> {
+/// Looks at the Redis of this configuration, in which nodes have leases of this length.
+pub async fn examine(redis: &config::Redis, lease: Duration) -> Vec<Finding> {
     let mut findings = Vec::new();
-    match timeout(PATIENCE, look(redis, &mut findings)).await {
+    match timeout(PATIENCE, look(redis, lease.min(LONG_LEASE) + SETTLING, &mut findings)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             let advice = "without it herenow does not start, and a node that runs refuses online-only messages";
@@ -43,7 +45,7 @@ pub async fn examine(redis: &config::Redis) -> Vec<Finding> {
     findings
 }
 
-async fn look(redis: &config::Redis, findings: &mut Vec<Finding>) -> Result<(), LinkError> {
+async fn look(redis: &config::Redis, settling: Duration, findings: &mut Vec<Finding>) -> Result<(), LinkError> {
     // It refuses what is too old, of another mode, or no master.
     let link = Server::new(redis)?.reach().await?.link;
     for (address, info) in link.info("everything").await? {
@@ -56,7 +58,7 @@ async fn look(redis: &config::Redis, findings: &mut Vec<Finding>) -> Result<(), 
     let names = Names::new(&redis.prefix);
     let mut survey = Survey::make(&link, &names).await?;
     if !survey.amiss.is_empty() {
-        sleep(SETTLING).await;
+        sleep(settling).await;
         let again = Survey::make(&link, &names).await?;
         survey.amiss = again.amiss.intersection(&survey.amiss).cloned().collect();
     }

@@ -80,10 +80,6 @@ impl Roll {
     pub fn runs_of(&self, node: &NodeId) -> impl Iterator<Item = &Run> {
         self.leases.iter().map(|(run, _)| run).filter(move |run| run.node == *node)
     }
-
-    pub fn has_others(&self, node: &NodeId) -> bool {
-        self.ends.keys().any(|other| other != node && self.is_live(other))
-    }
 }
 
 /// Whether this node may take what is offered to its seats.
@@ -166,7 +162,6 @@ mod tests {
         assert!(roll.is_live(&node("a")) && !roll.is_live(&node("b")) && !roll.is_live(&node("c")));
         assert!(roll.is_running(&new) && !roll.is_running(&old));
         assert_eq!(roll.lapsed(), [old, dead]);
-        assert!(roll.has_others(&node("b")) && !roll.has_others(&node("a")));
     }
 
     #[test]

@@ -65,6 +65,8 @@ struct Plane {
     names: Names,
     run: Run,
     lease: Duration,
+    /// No other node will ever share this Redis.
+    is_alone: bool,
     /// `None` while Redis is away: then everything fails at once, and nothing queues.
     link: RwLock<Option<Link>>,
     standing: Mutex<Standing>,
@@ -104,6 +106,7 @@ impl RedisPlane {
             names: Names::new(&redis.prefix),
             run: Run::new(cluster.node.clone()),
             lease: cluster.lease,
+            is_alone: cluster.single_node,
             link: RwLock::new(None),
             standing: Mutex::default(),
             roll: watch::Sender::new(Roll::unknown()),
@@ -262,7 +265,8 @@ impl Bus for RedisPlane {
     }
 
     fn has_other_nodes(&self) -> bool {
-        self.0.roll.borrow().has_others(&self.0.run.node)
+        // The roll may be a second old, and a node that has come since must not wait for what it is not told.
+        !self.0.is_alone
     }
 
     async fn listen(&self, _: &NodeId, door: Arc<dyn NodeDoor>) -> Result<(), Away> {

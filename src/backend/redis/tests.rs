@@ -44,8 +44,8 @@ fn sentinel_keys(sentinels: &Sentinels) -> RedisKeys {
 }
 
 fn cluster_keys(cluster: &RedisCluster) -> RedisKeys {
-    let more = cluster.nodes()[1..].iter().map(|node| node.address().to_string()).collect();
-    RedisKeys { mode: RedisMode::Cluster, nodes: more, ..keys(&cluster.nodes()[0].url()) }
+    let more = cluster.addresses()[1..].iter().map(ToString::to_string).collect();
+    RedisKeys { mode: RedisMode::Cluster, nodes: more, ..keys(&cluster.urls()[0]) }
 }
 
 /// A node without a relay: a plane and the streams that it is told of.
@@ -265,7 +265,7 @@ async fn an_offer_crosses_and_its_verdict_comes_back(redis: &RedisKeys) {
     assert_eq!(b.door.taken(b"hello"), 1);
     b.door.streams.lock().clear();
     assert_eq!(a.offer(&seat, b"too late").await, CLOSED);
-    until("others are known", async || a.plane.has_other_nodes() && b.plane.has_other_nodes()).await;
+    assert!(a.plane.has_other_nodes(), "whether or not it knows of them");
     a.plane.tell(&b.id(), Notice::Close(seat.clone(), Bye::Kicked)).await.unwrap();
     a.plane.tell(&b.id(), Notice::Stored(vec![user("bob"), user("carol")])).await.unwrap();
     until("both notices", async || b.door.noticed.lock().len() == 2).await;
@@ -415,11 +415,15 @@ async fn a_device_that_goes_to_another_node_is_not_removed_by_the_first() {
     assert_eq!(b.seats_of("bob").await.unwrap(), []);
 }
 
+fn knows(one: &Node, other: &Node) -> bool {
+    one.plane.0.roll.borrow().is_live(&other.id())
+}
+
 #[tokio::test]
 async fn two_nodes_that_seat_one_device_again_at_the_same_time_leave_the_later_stream() {
     let redis = shared();
     let (a, b) = (Node::start(&redis, "a").await, Node::start(&redis, "b").await);
-    until("they know each other", async || a.plane.has_other_nodes() && b.plane.has_other_nodes()).await;
+    until("they know each other", async || knows(&a, &b) && knows(&b, &a)).await;
     for round in 0..20 {
         let who = format!("u{round}");
         let (early, late) = (a.stream(&who, "phone", 1_000), b.stream(&who, "phone", 2_000));
@@ -673,7 +677,7 @@ async fn what_is_unfit_is_refused_at_the_start_and_no_password_is_shown() {
 
 /// What the doctor finds that isn't well.
 async fn complaints(redis: &RedisKeys) -> Vec<String> {
-    let findings = examine(redis).await.into_iter();
+    let findings = examine(redis, LEASE).await.into_iter();
     findings.filter(|finding| finding.level != Level::Well).map(|finding| finding.found).collect()
 }
 
@@ -684,7 +688,7 @@ async fn a_doctor_tells_each_thing_that_is_amiss(redis: &RedisKeys, cli: impl Fn
     let unseated = b.seated("}{x", "laptop").await;
     a.seated("carol", "phone").await;
     assert_eq!(complaints(redis).await, Vec::<String>::new());
-    let well = examine(redis).await.pop().unwrap();
+    let well = examine(redis, LEASE).await.pop().unwrap();
     assert_eq!(well.found, "living nodes: 2, seats: 3");
 
     cli(&["HDEL", &names.held(&a.id()), &unlisted.connection.to_string()]);

@@ -1,41 +1,26 @@
 //! What the database contains, held against what should be there (`herenow doctor`): read only, beside a process that works with it or not.
 
 use super::schema::{LATEST, open_onlooker};
-use super::{FILE, outbox};
+use super::{FILE, columns, outbox};
+use crate::backend::durable::doctor::{
+    ABOUT, Expected, KEPT_FOR_NOTHING, NO_PUSH_CALLBACK, NO_STORAGE_CALLBACK, NOTHING_TO_TELL, OF_NO_MESSAGE,
+    OF_NO_USER, OLD_KEYS, OLD_MESSAGES, Stray, backlog_findings, other_version,
+};
 use crate::domain::callback::Endpoint;
-use crate::domain::finding::{Finding, Level};
+use crate::domain::finding::Finding;
 use crate::domain::time::Timestamp;
-use crate::ports::Leases;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Result, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Result};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-const ABOUT: &str = "store";
 /// All of it takes no longer than this: while a statement reads, the write-ahead log can't be begun anew.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Steps of SQLite's machine between looks at the clock.
 const STEPS: i32 = 100_000;
-/// What a node that runs has had this long to do is late.
-const LATE: Duration = Duration::from_secs(3_600);
-/// A callback that was due for longer is told of.
-const OVERDUE: Duration = Duration::from_secs(300);
 /// Clocks of one machine don't run back further by themselves.
 const FUTURE: Duration = Duration::from_secs(60);
 /// The log is cut back to half of this.
 const LARGE_LOG: u64 = 128 << 20;
-
-/// What the database is held against.
-#[derive(Clone, Debug)]
-pub struct Expected {
-    /// Now.
-    pub now: Timestamp,
-    /// `store.retention_s`
-    pub retention: Duration,
-    /// Those with a URL.
-    pub endpoints: Leases,
-    /// A node works with it, so that nothing is late for want of one.
-    pub in_use: bool,
-}
 
 /// Looks at the database in `dir`. Blocks.
 pub fn examine(dir: &Path, expected: &Expected) -> Vec<Finding> {
@@ -63,17 +48,18 @@ fn look(path: &Path, expected: &Expected, findings: &mut Vec<Finding>) -> Result
     let deadline = Instant::now() + PATIENCE;
     db.progress_handler(STEPS, Some(move || Instant::now() > deadline))?;
     let version: usize = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version != LATEST {
-        findings.push(other_version(version));
+    if let Some(other) = other_version("SQLite", version, LATEST) {
+        findings.push(other);
         return Ok(());
     }
     findings.push(Finding::well(ABOUT, format!("SQLite, schema version {version}")));
     findings.extend(future(&db, expected.now)?);
     for endpoint in Endpoint::ALL {
-        findings.extend(backlog(&db, endpoint, expected)?);
+        findings.extend(backlog_findings(endpoint, &outbox::backlog(&db, endpoint, expected.now)?, expected));
     }
-    for stray in STRAYS.iter().filter(|stray| expected.in_use || !stray.of_a_running_node) {
-        findings.extend(stray.count(&db, expected)?);
+    for (stray, sql) in STRAYS.iter().filter(|(stray, _)| expected.in_use || !stray.of_a_running_node) {
+        let sql = format!("WITH given(now, aged, late) AS (VALUES (?1, ?2, ?3)) SELECT count(*) FROM {sql}");
+        findings.extend(stray.finding(db.query_row(&sql, expected.times(), |row| row.get(0))?));
     }
     let said: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     findings.push(match said.as_str() {
@@ -81,15 +67,6 @@ fn look(path: &Path, expected: &Expected, findings: &mut Vec<Finding>) -> Result
         _ => Finding::error(ABOUT, format!("it is damaged: {said}"), MEND),
     });
     Ok(())
-}
-
-fn other_version(version: usize) -> Finding {
-    let found = format!("SQLite, schema version {version}; this herenow knows {LATEST}");
-    if version < LATEST {
-        Finding::well(ABOUT, format!("{found}, and brings it up to date at the next start"))
-    } else {
-        Finding::error(ABOUT, found, "run the newer herenow, or restore a backup of before")
-    }
 }
 
 fn large_log(path: &Path) -> Option<Finding> {
@@ -102,123 +79,53 @@ fn large_log(path: &Path) -> Option<Finding> {
 
 fn future(db: &Connection, now: Timestamp) -> Result<Option<Finding>> {
     let newest = "SELECT sent_at FROM message ORDER BY seq DESC LIMIT 1";
-    let newest = db.query_row(newest, [], |row| super::columns::time(row, 0)).optional()?;
+    let newest = db.query_row(newest, [], |row| columns::time(row, 0)).optional()?;
     Ok(newest.filter(|newest| *newest > now.plus(FUTURE)).map(|newest| {
         let found = format!("its newest message is of {newest}, and now it is {now}");
         Finding::warning("clock", found, "the clock was or is wrong: set it, and keep it set (NTP)")
     }))
 }
 
-fn backlog(db: &Connection, endpoint: Endpoint, expected: &Expected) -> Result<Vec<Finding>> {
-    let about = format!("callbacks.{}", endpoint.as_str());
-    let has_url = match endpoint {
-        Endpoint::Storage => expected.endpoints.storage,
-        Endpoint::Push => expected.endpoints.push,
-    };
-    let backlog = outbox::backlog(db, endpoint, expected.now)?;
-    let mut findings = Vec::new();
-    if backlog.pending > 0 && !has_url {
-        let found = format!("{} callbacks wait, but no worker makes them: `{about}.url` is not set", backlog.pending);
-        findings.push(Finding::warning(&about, found, "set it; else they go when `store.retention_s` is over"));
-    } else if let Some(due) = backlog.oldest_due.filter(|due| expected.in_use && due.plus(OVERDUE) < expected.now) {
-        let found = format!("{} callbacks wait, the oldest has been due since {due}", backlog.pending);
-        let advice = "the endpoint is down or too slow: see `herenow_callback_breaker_open` and docs/operations.md";
-        findings.push(Finding::warning(&about, found, advice));
-    }
-    if backlog.dead > 0 {
-        let found = format!("{} callbacks were given up", backlog.dead);
-        let advice = format!("GET /v1/callbacks?state=dead&endpoint={} says why", endpoint.as_str());
-        findings.push(Finding::warning(&about, found, advice));
-    }
-    Ok(findings)
-}
-
-/// Rows that should not be there.
-struct Stray {
-    /// Counts them; it may use `given.now`, `given.aged` (beyond the retention) and `given.late`.
-    sql: &'static str,
-    level: Level,
-    /// What they are.
-    are: &'static str,
-    /// Only a node that runs would have removed them.
-    of_a_running_node: bool,
-}
-
-const BUG: &str = "report it as a bug, with this text";
-
-const STRAYS: &[Stray] = &[
-    Stray {
-        sql: "FROM inbox WHERE message NOT IN (SELECT seq FROM message)",
-        level: Level::Error,
-        are: "inbox rows lead to no message: nobody can read them",
-        of_a_running_node: false,
-    },
-    Stray {
-        sql: "FROM (SELECT user FROM inbox UNION ALL SELECT user FROM device UNION ALL SELECT user FROM delivery
-              UNION ALL SELECT coalesce(user, 0) FROM outbox WHERE endpoint = 2
-              UNION ALL SELECT coalesce(user, 0) FROM dead WHERE endpoint = 2)
-              WHERE user NOT IN (SELECT id FROM user)",
-        level: Level::Error,
-        are: "rows are of users that are not there: nobody can reach them",
-        of_a_running_node: false,
-    },
-    // One beyond the retention is about to go.
-    Stray {
-        sql: "FROM message, given WHERE storage_state IN (1, 3) AND sent_at > given.aged
-              AND id NOT IN (SELECT message FROM outbox WHERE endpoint = 1)",
-        level: Level::Error,
-        are: "messages wait for a storage callback that is not there: it will never be made",
-        of_a_running_node: false,
-    },
-    Stray {
-        sql: "FROM inbox, given WHERE push_state IN (1, 3) AND expires_at > given.now
-              AND (user, cursor) NOT IN (SELECT user, cursor FROM outbox WHERE endpoint = 2 AND user IS NOT NULL)",
-        level: Level::Error,
-        are: "inbox rows wait for a push callback that is not there: it will never be made",
-        of_a_running_node: false,
-    },
-    Stray {
-        sql: "FROM message, given WHERE kept = 1 AND sent_at > given.aged AND id NOT IN
-              (SELECT message FROM outbox WHERE endpoint = 1 UNION ALL SELECT message FROM dead WHERE endpoint = 1)",
-        level: Level::Warning,
-        are: "messages are kept for a storage callback that is not there: they go when `store.retention_s` is over",
-        of_a_running_node: false,
-    },
-    Stray {
-        sql: "FROM outbox, given WHERE due_at < given.late AND recalled = 0 AND message NOT IN (SELECT id FROM message)",
-        level: Level::Warning,
-        are: "callbacks are long due, and their message is gone: there is nothing to tell",
-        of_a_running_node: true,
-    },
-    Stray {
-        sql: "FROM message, given WHERE brief < given.late OR sent_at < given.aged - (given.now - given.late)",
-        level: Level::Warning,
-        are: "messages are long past their time and were not removed",
-        of_a_running_node: true,
-    },
-    Stray {
-        sql: "FROM idempotency, given WHERE idempotency.expires_at < given.late",
-        level: Level::Warning,
-        are: "idempotency keys are long past their time and were not removed",
-        of_a_running_node: true,
-    },
+/// Each kind, and from where they are counted. `given.aged` is beyond the retention, `given.late` an hour ago.
+const STRAYS: &[(Stray, &str)] = &[
+    (OF_NO_MESSAGE, "inbox WHERE message NOT IN (SELECT seq FROM message)"),
+    (
+        OF_NO_USER,
+        "(SELECT user FROM inbox UNION ALL SELECT user FROM device UNION ALL SELECT user FROM delivery
+         UNION ALL SELECT coalesce(user, 0) FROM outbox WHERE endpoint = 2
+         UNION ALL SELECT coalesce(user, 0) FROM dead WHERE endpoint = 2)
+         WHERE user NOT IN (SELECT id FROM user)",
+    ),
+    // What is beyond the retention is about to go.
+    (
+        NO_STORAGE_CALLBACK,
+        "message, given WHERE storage_state IN (1, 3) AND sent_at > given.aged
+         AND id NOT IN (SELECT message FROM outbox WHERE endpoint = 1)",
+    ),
+    (
+        NO_PUSH_CALLBACK,
+        "inbox, given WHERE push_state IN (1, 3) AND expires_at > given.now
+         AND (user, cursor) NOT IN (SELECT user, cursor FROM outbox WHERE endpoint = 2 AND user IS NOT NULL)",
+    ),
+    (
+        KEPT_FOR_NOTHING,
+        "message, given WHERE kept = 1 AND sent_at > given.aged AND id NOT IN
+         (SELECT message FROM outbox WHERE endpoint = 1 UNION ALL SELECT message FROM dead WHERE endpoint = 1)",
+    ),
+    (
+        NOTHING_TO_TELL,
+        "outbox, given WHERE due_at < given.late AND recalled = 0 AND message NOT IN (SELECT id FROM message)",
+    ),
+    (OLD_MESSAGES, "message, given WHERE brief < given.late OR sent_at < given.aged - (given.now - given.late)"),
+    (OLD_KEYS, "idempotency, given WHERE idempotency.expires_at < given.late"),
 ];
-
-impl Stray {
-    fn count(&self, db: &Connection, expected: &Expected) -> Result<Option<Finding>> {
-        let sql = format!("WITH given(now, aged, late) AS (VALUES (?1, ?2, ?3)) SELECT count(*) {}", self.sql);
-        let Expected { now, retention, .. } = expected;
-        let given = params![now.as_ms(), now.minus(*retention).as_ms(), now.minus(LATE).as_ms()];
-        let count: u64 = db.query_row(&sql, given, |row| row.get(0))?;
-        let finding = || Finding { level: self.level, ..Finding::warning(ABOUT, format!("{count} {}", self.are), BUG) };
-        Ok((count > 0).then(finding))
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::super::schema::open_writer;
     use super::*;
+    use crate::domain::finding::Level;
+    use crate::ports::Leases;
     use tempfile::TempDir;
 
     const NOW: i64 = 1_800_000_000_000;

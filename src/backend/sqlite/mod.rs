@@ -25,7 +25,7 @@ mod writer;
 mod tests;
 
 pub use backup::{BackupError, Copied, backup};
-pub use doctor::{Expected, examine};
+pub use doctor::examine;
 pub use schema::OpenError;
 
 use super::durable::metrics::Metrics;

@@ -247,7 +247,7 @@ impl World {
             state,
             until: Timestamp::now().plus(Duration::from_hours(1_000)),
             socket: None,
-            key: KeyId::new(1),
+            key: KeyId::new(0),
         };
         self.nodes[node].machine.run(async move {
             match relay.open_stream(request).await {

@@ -1,19 +1,23 @@
 //! What every test stands on: a node that is the real program, devices that hold streams, and waits that end by conditions.
 
+pub mod cluster;
 pub mod collector;
 pub mod device;
 pub mod http;
 pub mod jwks;
 pub mod node;
 pub mod pair;
+pub mod planes;
 pub mod receiver;
 pub mod wire;
 
+pub use cluster::Cluster;
 pub use device::{Device, Event, StreamRequest};
 pub use http::{Answer, Request};
 pub use jwks::JwksServer;
 pub use node::{Node, Setup};
 pub use pair::{PUBLIC, Pair};
+pub(crate) use planes::only_embedded;
 pub use receiver::Receiver;
 pub use serde_json::{Value, json};
 pub use wire::{Secure, Wire};
@@ -26,12 +30,18 @@ pub const SOON: Duration = Duration::from_secs(10);
 
 /// Waits until `look` says `Ok`. After [`SOON`] it fails with what `look` said last.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + SOON;
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Result<T, String>) -> T {
+    eventually_within(SOON, what, look)
+}
+
+/// The same for what takes its time.
+#[track_caller]
+pub fn eventually_within<T>(time: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + time;
     loop {
         match look() {
             Ok(found) => return found,
-            Err(state) if Instant::now() > deadline => panic!("{what}: not within {SOON:?}; last seen: {state}"),
+            Err(state) if Instant::now() > deadline => panic!("{what}: not within {time:?}; last seen: {state}"),
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }

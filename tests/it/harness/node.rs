@@ -2,6 +2,7 @@
 
 use super::device::{Device, StreamRequest};
 use super::http::{Answer, Request};
+use super::planes::{self, Planes};
 use super::{SOON, eventually};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 // Not poisoned by a test that fails.
@@ -24,20 +25,56 @@ pub const DEVICE_SECRET: &str = "a-device-secret-of-the-tests-with-32-bytes";
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_herenow");
 
-static NEXT_NODE: AtomicU64 = AtomicU64::new(0);
+/// Shorter than the default, so that what a dead node leaves behind is gone soon.
+const LEASE: &str = "cluster.lease_s=3";
 
-/// What must be in no log.
-#[derive(Clone, Debug, Default)]
-pub struct Secrets(Arc<Mutex<Vec<String>>>);
+/// What must leave no trace: online-only payloads in no place at all, credentials in no log and on no plane. Nodes of a cluster have them
+/// in common.
+#[derive(Clone, Debug)]
+pub struct Secrets(Arc<Noted>);
+
+#[derive(Debug)]
+struct Noted {
+    /// In every online-only payload.
+    canary: String,
+    next_canary: AtomicU64,
+    credentials: Mutex<Vec<String>>,
+}
+
+impl Default for Secrets {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let canary = format!("CANARY{}x{}x", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let credentials = Mutex::new(vec![API_KEY.to_owned(), DEVICE_SECRET.to_owned()]);
+        Self(Arc::new(Noted { canary, next_canary: AtomicU64::new(0), credentials }))
+    }
+}
 
 impl Secrets {
-    pub fn note(&self, secret: &str) {
-        self.0.lock().push(secret.to_owned());
+    pub fn note(&self, credential: &str) {
+        self.0.credentials.lock().push(credential.to_owned());
+    }
+
+    /// Fails if an online-only payload is in this text.
+    #[track_caller]
+    pub fn check_payload(&self, place: &str, text: &str) {
+        let found = text.lines().find(|line| line.contains(&self.0.canary));
+        assert_eq!(found, None, "an online-only payload is in {place}");
+    }
+
+    /// Fails if a credential is in this text.
+    #[track_caller]
+    pub fn check_credentials(&self, place: &str, text: &str) {
+        let credentials = self.0.credentials.lock();
+        for line in text.lines() {
+            let found = credentials.iter().find(|credential| line.contains(credential.as_str()));
+            assert_eq!(found, None, "a credential is in {place}: {line}");
+        }
     }
 }
 
 /// How a node is to be started.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Setup {
     set: Vec<String>,
     env: Vec<(String, String)>,
@@ -47,6 +84,8 @@ pub struct Setup {
     without_level: bool,
     wrapper: Vec<String>,
     data_dir: Option<PathBuf>,
+    /// The planes shared with other nodes, by which addresses they are reached, and what the nodes share besides.
+    shared: Option<(Arc<Planes>, Option<[SocketAddr; 2]>, Secrets)>,
 }
 
 impl Setup {
@@ -111,24 +150,34 @@ impl Setup {
         self.set("server.admin_listen=")
     }
 
+    /// One of several nodes on these planes.
+    #[must_use]
+    pub(super) fn on(mut self, planes: &Arc<Planes>, by: Option<[SocketAddr; 2]>, secrets: &Secrets) -> Self {
+        self.shared = Some((Arc::clone(planes), by, secrets.clone()));
+        self
+    }
+
     #[track_caller]
-    pub fn start(self) -> Node {
-        let directory = tempfile::tempdir().unwrap();
-        let secrets = Secrets::default();
-        secrets.note(API_KEY);
-        secrets.note(DEVICE_SECRET);
-        let canary = format!("CANARY{}x{}x", std::process::id(), NEXT_NODE.fetch_add(1, Ordering::Relaxed));
+    pub fn start(mut self) -> Node {
+        let (planes, by, secrets) = match self.shared.take() {
+            Some((planes, by, secrets)) => (Some(planes), by, secrets),
+            None => (planes::on_cluster().then(|| Arc::new(Planes::shared())), None, Secrets::default()),
+        };
+        let plane_settings = planes.as_ref().map_or_else(Vec::new, |planes| {
+            let lease = [LEASE.to_owned()];
+            planes.settings(by).into_iter().chain(lease).collect()
+        });
         let mut node = Node {
             setup: self,
-            directory,
+            plane_settings,
+            directory: tempfile::tempdir().unwrap(),
             process: None,
             log: Log::default(),
             stdout: Log::default(),
             address: ([127, 0, 0, 1], 0).into(),
             admin: ([127, 0, 0, 1], 0).into(),
             secrets,
-            canary,
-            next_canary: AtomicU64::new(0),
+            planes,
         };
         node.launch();
         node
@@ -165,6 +214,8 @@ struct Process {
 /// See the module's text.
 pub struct Node {
     setup: Setup,
+    /// `key=value`, for its planes.
+    plane_settings: Vec<String>,
     directory: TempDir,
     /// `None` after it was ended on purpose.
     process: Option<Process>,
@@ -173,8 +224,8 @@ pub struct Node {
     address: SocketAddr,
     admin: SocketAddr,
     secrets: Secrets,
-    canary: String,
-    next_canary: AtomicU64,
+    /// `None`: its own, inside of the process.
+    planes: Option<Arc<Planes>>,
 }
 
 impl Node {
@@ -201,9 +252,9 @@ impl Node {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]);
         command.current_dir(self.directory.path()).env_clear().arg("serve").arg("--data-dir").arg(self.data_dir());
-        for own in
-            ["server.listen=127.0.0.1:0", "server.admin_listen=127.0.0.1:0", "log.level=trace", "server.drain_s=1"]
-        {
+        let own =
+            ["server.listen=127.0.0.1:0", "server.admin_listen=127.0.0.1:0", "log.level=trace", "server.drain_s=1"];
+        for own in own.into_iter().chain(self.plane_settings.iter().map(String::as_str)) {
             let key = own.split('=').next().unwrap();
             let is_wanted = key != "log.level" || !self.setup.without_level;
             if is_wanted && !self.setup.set.iter().any(|set| set.split('=').next() == Some(key)) {
@@ -308,7 +359,8 @@ impl Node {
 
     /// A text that must leave no trace.
     pub fn canary(&self) -> String {
-        format!("{}{}", self.canary, self.next_canary.fetch_add(1, Ordering::Relaxed))
+        let Noted { canary, next_canary, .. } = &*self.secrets.0;
+        format!("{canary}{}", next_canary.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A device token that is good for an hour.
@@ -457,30 +509,30 @@ impl Node {
     fn check(&mut self) {
         if let Some(process) = &mut self.process {
             assert_eq!(process.child.try_wait().unwrap(), None, "the node ended by itself; its log:\n{}", self.tail());
-            let metrics = if self.setup.without_admin { String::new() } else { self.metrics() };
-            assert!(!metrics.contains(&self.canary), "an online-only payload is in the metrics:\n{metrics}");
-            self.check_directory();
+            if !self.setup.without_admin {
+                self.secrets.check_payload("the metrics", &self.metrics());
+            }
+            self.check_places();
             let status = self.stop();
             assert!(status.success(), "the node drained with {status}; its log:\n{}", self.tail());
         }
-        self.check_directory();
+        self.check_places();
         let log = self.log.text();
-        for line in log.lines() {
-            assert!(!line.contains("panicked at"), "the node panicked:\n{}", tail(&log));
-            assert!(!line.contains(&self.canary), "an online-only payload is in the log: {line}");
-            for secret in self.secrets.0.lock().iter() {
-                assert!(!line.contains(secret.as_str()), "the secret {secret} is in the log: {line}");
-            }
-        }
+        assert!(!log.contains("panicked at"), "the node panicked:\n{}", tail(&log));
+        self.secrets.check_payload("the log", &log);
+        self.secrets.check_credentials("the log", &log);
     }
 
-    fn check_directory(&self) {
+    /// Looks through all that may outlive the process.
+    fn check_places(&self) {
         for file in files(&self.data_dir()) {
-            let holds = |text: &str| {
-                // One that has just been removed holds nothing.
-                fs::read(&file).is_ok_and(|bytes| memchr::memmem::find(&bytes, text.as_bytes()).is_some())
-            };
-            assert!(!holds(&self.canary), "an online-only payload is in {}", file.display());
+            // One that has just been removed holds nothing.
+            let bytes = fs::read(&file).unwrap_or_default();
+            let canary = self.secrets.0.canary.as_bytes();
+            assert!(memchr::memmem::find(&bytes, canary).is_none(), "an online-only payload is in {}", file.display());
+        }
+        if let Some(planes) = &self.planes {
+            planes.check(&self.secrets);
         }
     }
 
@@ -534,7 +586,10 @@ impl Backend<'_> {
             if payload.is_null() || payload.is_object() {
                 payload["canary"] = self.node.canary().into();
             }
-            assert!(payload.to_string().contains(&self.node.canary), "{payload} has no canary: use an object");
+            assert!(
+                payload.to_string().contains(&self.node.secrets.0.canary),
+                "{payload} has no canary: use an object"
+            );
         }
         self.request(Request::post("/v1/messages").json(message.to_string()))
     }
@@ -601,7 +656,8 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
+/// The last of what the program itself says: its drivers say much more.
 fn tail(log: &str) -> String {
-    let lines: Vec<_> = log.lines().collect();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("herenow") || line.contains("panicked")).collect();
     lines[lines.len().saturating_sub(60)..].join("\n")
 }

@@ -1,0 +1,166 @@
+//! PostgreSQL that goes away, takes no more connections, or loses an answer.
+
+use super::witness::{holds_through, setup};
+use crate::harness::planes::{Planes, RedisServers};
+use crate::harness::*;
+use crate::servers::postgres::Postgres;
+use crate::servers::redis::Redis;
+use crate::support::*;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Longer than any send may be left without an answer.
+const PATIENT: Duration = Duration::from_secs(10);
+
+fn own_postgres() -> Planes {
+    own_postgres_with(&[])
+}
+
+fn own_postgres_with(settings: &[&str]) -> Planes {
+    Planes::on(RedisServers::Shared(Redis::shared()), Some(Postgres::start_with(settings)))
+}
+
+#[test]
+fn restarted() {
+    let storage = Receiver::start();
+    let cluster = Cluster::of(2, &setup(&storage), own_postgres());
+    holds_through(&cluster, &storage, &[0, 1], || {
+        for _ in 0..2 {
+            sleep(SECOND);
+            cluster.planes.own_postgres().restart();
+        }
+    });
+}
+
+#[test]
+fn killed_and_back_after_a_while() {
+    let storage = Receiver::start();
+    let cluster = Cluster::of(2, &setup(&storage), own_postgres());
+    holds_through(&cluster, &storage, &[0, 1], || {
+        for away in [SECOND / 10, 6 * SECOND] {
+            sleep(SECOND);
+            cluster.planes.own_postgres().kill();
+            sleep(away);
+            cluster.planes.own_postgres().restart();
+        }
+    });
+}
+
+#[test]
+fn while_it_is_away_persisted_sends_are_refused_and_online_only_goes_on() {
+    let cluster = Cluster::of(2, &Node::setup(), own_postgres());
+    let mut phone = cluster[1].device("bob", "phone");
+    stored(&cluster[0], &chat(&["bob"], &json!(1)));
+    phone.next_message();
+    cluster.planes.own_postgres().stop_fast();
+    for node in cluster.nodes() {
+        let asked = Instant::now();
+        let problem = node.backend().send(chat(&["bob"], &json!("refused"))).problem(503, "store_unavailable");
+        assert!(asked.elapsed() < PATIENT, "{:?}", asked.elapsed());
+        for internal in ["postgres", "SQL", "connection", "refused", "panicked", "src/"] {
+            assert!(!problem.to_string().contains(internal), "{problem}");
+        }
+        let whispered = node.backend().whisper("bob").expect(200).json();
+        assert_eq!(phone.next_message()["id"], whispered["id"]);
+        let ready = eventually_is("not ready", || node.backend().get("/readyz"), |ready| ready.status == 503);
+        assert_eq!(ready.json()["away"], json!(["store"]), "{ready}");
+    }
+    cluster.planes.own_postgres().restart();
+    for (n, node) in cluster.nodes().iter().enumerate() {
+        eventually("it takes sends again", || {
+            let answer = node.backend().send(chat(&["bob"], &json!({"again": n})));
+            if answer.status == 201 { Ok(()) } else { Err(answer.to_string()) }
+        });
+        let message = phone.next_message();
+        assert_eq!((&message["payload"]["again"], &message["cursor"]), (&json!(n), &json!((n + 2).to_string())));
+        eventually_is("ready", || node.backend().get("/readyz").status, |status| *status == 200);
+    }
+}
+
+#[test]
+fn out_of_connections() {
+    let storage = Receiver::start();
+    let planes = own_postgres_with(&["max_connections=60", "superuser_reserved_connections=0"]);
+    let cluster = Cluster::by_proxies(2, &setup(&storage), planes);
+    let postgres = cluster.planes.own_postgres();
+    holds_through(&cluster, &storage, &[0, 1], || {
+        sleep(SECOND);
+        // Others take every connection that there is, those that the nodes had included.
+        let mut others = vec![];
+        eventually("there is none left", || {
+            for n in 0..2 {
+                cluster.ways(n).postgres.cut();
+            }
+            others.extend(std::iter::from_fn(|| postgres.take_connection()));
+            for n in 0..2 {
+                cluster.ways(n).postgres.heal();
+            }
+            let refused = |node: &Node| node.backend().send(chat(&["nobody"], &json!(1))).status == 503;
+            if cluster.nodes().iter().all(refused) { Ok(()) } else { Err(format!("{} are taken", others.len())) }
+        });
+        for node in cluster.nodes() {
+            node.backend().whisper("nobody").expect(200);
+        }
+    });
+}
+
+/// The commit happens, and nobody is told: whoever asks again with the same key must get the one message.
+fn an_answer_is_lost(pattern: &[u8]) {
+    let storage = Receiver::start();
+    let cluster = Cluster::by_proxies(2, &setup_of(&[("storage", &storage)], &[]), Planes::shared());
+    let mut phone = cluster[1].device("bob", "phone");
+    for round in 0..5 {
+        let (message, key) = (chat(&["bob"], &json!({"marked-payload": round})), format!("key {round}"));
+        cluster.ways(0).postgres.cut_after_sending(pattern);
+        let answers: Vec<Answer> = (0..3).map(|n| send_with_key(&cluster[n % 2], &message, &key)).collect();
+        assert!(cluster.ways(0).postgres.has_cut(), "{answers:?}");
+        let accepted: Vec<_> = answers.iter().filter(|answer| answer.status == 201).map(Answer::json).collect();
+        assert!(accepted.len() >= 2, "{answers:?}");
+        assert!(
+            answers.iter().all(|answer| answer.status == 201 || answer.problem(503, "store_unavailable").is_object())
+        );
+        let seen = phone.next_message();
+        assert_eq!(seen["cursor"], json!((round + 1).to_string()), "it is there once");
+        assert!(accepted.iter().all(|answer| answer["id"] == seen["id"]), "{answers:?}");
+        eventually_is("well again", || cluster[0].backend().get("/readyz").status, |status| *status == 200);
+    }
+    assert_eq!(whole_inbox(&cluster[0], "bob").len(), 5);
+    expect_listed(&cluster[0], "", 0);
+    assert_eq!(storage.accepted().len(), 5);
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost() {
+    an_answer_is_lost(b"COMMIT");
+}
+
+#[test]
+fn a_connection_that_is_lost_in_the_middle_of_a_transaction() {
+    an_answer_is_lost(b"marked-payload");
+}
+
+#[test]
+fn a_way_that_swallows_everything_leaves_no_send_without_an_answer() {
+    let cluster = Cluster::by_proxies(2, &Node::setup(), Planes::shared());
+    let mut phone = cluster[0].device("bob", "phone");
+    stored(&cluster[0], &chat(&["bob"], &json!(1)));
+    phone.next_message();
+    cluster.ways(0).postgres.black_hole();
+    let asked = Instant::now();
+    cluster[0].backend().send(chat(&["bob"], &json!("swallowed"))).problem(503, "store_unavailable");
+    assert!(asked.elapsed() < PATIENT, "{:?}", asked.elapsed());
+    cluster[0].backend().whisper("bob").expect(200);
+    assert_eq!(phone.next_message()["online_only"], true);
+    // The other node is not concerned, and this one's streams hear of it when they can read.
+    let id = stored(&cluster[1], &chat(&["bob"], &json!("by the other")));
+    cluster.ways(0).postgres.heal();
+    eventually("what was stored comes", || {
+        let message = phone.next_message();
+        if message["id"] == json!(id) { Ok(()) } else { Err(message.to_string()) }
+    });
+    eventually("it takes sends again", || {
+        let answer = cluster[0].backend().send(chat(&["bob"], &json!("again")));
+        if answer.status == 201 { Ok(()) } else { Err(answer.to_string()) }
+    });
+}
