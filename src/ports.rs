@@ -95,6 +95,9 @@ pub trait Directory: Send + Sync + 'static {
     /// The presence of each user, in order. Seats of nodes that are known to be dead are left out.
     async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away>;
 
+    /// Whether who has no seat is offline. Not while the plane has forgotten everything, and nodes are about to say it again.
+    fn knows_all(&self) -> bool;
+
     /// Takes an idempotency key for an online-only send before anything is offered.
     async fn claim_key(&self, key: &str, claim: KeyClaim) -> Result<Claimed, KeyError>;
 

@@ -199,12 +199,12 @@ impl Relay {
 
     /// The presence of each user, in order.
     pub async fn presence(&self, users: &[UserId]) -> Result<Vec<Presence>, Error> {
-        Ok(self.0.plane.locate(users).await?)
+        Ok(self.locate(users).await?)
     }
 
     /// Ends a device's stream.
     pub async fn kick(&self, user: &UserId, device: &DeviceId) -> Result<(), Error> {
-        let presences = self.0.plane.locate(std::slice::from_ref(user)).await?;
+        let presences = self.locate(std::slice::from_ref(user)).await?;
         let seat = presences.into_iter().flat_map(|p| p.seats).find(|seat| seat.device == *device);
         let seat = seat.ok_or(Error::NotFound("this device is not online"))?;
         // Withdrawn first, so that it is offline when this is answered, whatever its stream does.

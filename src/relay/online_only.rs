@@ -135,9 +135,13 @@ impl Relay {
         Ok(report)
     }
 
-    /// Where these users are.
+    /// Where these users are: fails rather than take one for offline of whom nothing is known.
     pub(super) async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away> {
-        traces::within(traces::locate(users.len()), self.0.plane.locate(users)).await
+        let presences = traces::within(traces::locate(users.len()), self.0.plane.locate(users)).await?;
+        if !self.0.plane.knows_all() && presences.iter().any(|presence| presence.seats.is_empty()) {
+            return Err(Away("not every node has said yet who is online".into()));
+        }
+        Ok(presences)
     }
 
     async fn deliver_to_all(

@@ -53,6 +53,10 @@ impl Directory for MemoryPlane {
         Ok(users.iter().map(|user| self.presence.locate(user)).collect())
     }
 
+    fn knows_all(&self) -> bool {
+        true
+    }
+
     async fn claim_key(&self, key: &str, claim: KeyClaim) -> Result<Claimed, KeyError> {
         self.keys.lock().claim(key, &claim)
     }

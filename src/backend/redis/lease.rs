@@ -90,6 +90,8 @@ pub(super) struct Standing {
     is_seated: bool,
     /// How often a lease began.
     pub begun: u64,
+    /// Until then others may not have said again whom they hold.
+    whole_from: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -104,6 +106,12 @@ struct Lease {
 impl Standing {
     /// Redis has given a lease: a new one, if the one before had run out.
     pub fn renew(&mut self, length: Duration, asked: Instant, now_ms: i64, is_new: bool) {
+        let length_ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
+        // This node has been away from Redis, or Redis away from all. Then others' leases may have run out too, even if this one has just not; who
+        // takes longer than a lease to be back is dead.
+        if self.lease.as_ref().is_some_and(|lease| is_new || lease.end_ms - now_ms < length_ms / 3) {
+            self.doubt_till(asked + length);
+        }
         let since_ms = match &self.lease {
             Some(lease) if !is_new => lease.since_ms,
             _ => {
@@ -112,7 +120,6 @@ impl Standing {
                 now_ms
             }
         };
-        let length_ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
         self.lease = Some(Lease { since_ms, end_ms: now_ms.saturating_add(length_ms), end: asked + length });
     }
 
@@ -123,6 +130,16 @@ impl Standing {
 
     pub fn is_seated(&self) -> bool {
         self.is_seated
+    }
+
+    /// Redis may have forgotten what others will have said again by then.
+    pub fn doubt_till(&mut self, till: Instant) {
+        self.whole_from = self.whole_from.max(Some(till));
+    }
+
+    /// Whether a user of whom no seat is found is offline, for all that is known.
+    pub fn knows_all(&self, now: Instant) -> bool {
+        self.whole_from.is_none_or(|from| from <= now)
     }
 
     pub fn is_good(&self, now: Instant) -> bool {
@@ -176,6 +193,21 @@ mod tests {
         assert!(!standing.covers(49_999, now), "published before it began");
         assert!(!standing.covers(60_000, now), "published after Redis held it for ended");
         assert!(!standing.covers(50_001, now + LEASE), "read too late");
+    }
+
+    #[test]
+    fn while_others_may_come_back_nobody_is_known_to_be_offline() {
+        let now = Instant::now();
+        let mut standing = Standing::default();
+        standing.renew(LEASE, now, 50_000, true);
+        standing.renew(LEASE, now, 53_000, false);
+        assert!(standing.knows_all(now), "it has just come, and renewed in time");
+        standing.renew(LEASE, now, 62_000, false);
+        assert!(!standing.knows_all(now) && standing.knows_all(now + LEASE), "those of others may have run out");
+        standing.renew(LEASE, now + LEASE, 65_000, false);
+        assert!(standing.knows_all(now + LEASE));
+        standing.renew(LEASE, now + LEASE, 66_000, true);
+        assert!(!standing.knows_all(now + LEASE) && standing.knows_all(now + 2 * LEASE), "forgotten, or run out");
     }
 
     #[test]

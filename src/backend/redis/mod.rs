@@ -229,6 +229,10 @@ impl Directory for RedisPlane {
         self.0.locate(users).await
     }
 
+    fn knows_all(&self) -> bool {
+        self.0.standing.lock().knows_all(Instant::now())
+    }
+
     async fn claim_key(&self, key: &str, claim: KeyClaim) -> Result<Claimed, KeyError> {
         self.0.claim_key(key, &claim).await
     }

@@ -156,6 +156,7 @@ impl Plane {
             }
             let before = std::mem::replace(&mut masters, session.link.masters().await.ok());
             if masters.is_some() && masters != before {
+                self.standing.lock().doubt_till(Instant::now() + self.lease);
                 self.reconcile.notify_one();
             }
         }

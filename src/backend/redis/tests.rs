@@ -474,6 +474,7 @@ async fn what_redis_forgot_is_said_again() {
     let gone = b.seated("gone", "phone").await;
     server.cli(&["FLUSHALL"]);
     b.door.streams.lock().retain(|held| *held != gone);
+    until("it is noticed", async || !a.plane.knows_all()).await;
     let users: Vec<_> = seats.iter().map(|seat| seat.user.clone()).collect();
     until("all are seated", async || {
         let found = a.plane.locate(&users).await.unwrap();
@@ -481,6 +482,7 @@ async fn what_redis_forgot_is_said_again() {
     })
     .await;
     assert_eq!(a.seats_of("gone").await.unwrap(), []);
+    until("the others have had their time", async || a.plane.knows_all()).await;
     until("it takes offers again", async || a.offer(&seats[0], b"hello").await == TAKEN).await;
 }
 

@@ -319,6 +319,10 @@ impl Directory for Plane {
         Ok(presences)
     }
 
+    fn knows_all(&self) -> bool {
+        self.0.net.memory.knows_all()
+    }
+
     async fn claim_key(&self, key: &str, claim: KeyClaim) -> Result<Claimed, KeyError> {
         self.0.reach().await?;
         let (id, now) = (claim.id, claim.now);

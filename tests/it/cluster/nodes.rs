@@ -1,7 +1,7 @@
 //! Nodes that die, stop, and come back.
 
 use super::LEASE;
-use super::witness::{holds_through, setup};
+use super::witness::{Offline, holds_through, setup};
 use crate::harness::http::exchange;
 use crate::harness::node::API_KEY;
 use crate::harness::planes::Planes;
@@ -26,7 +26,7 @@ fn outcome(node: &Node, user: &str) -> String {
 fn a_node_that_is_killed_costs_a_reconnect() {
     let storage = Receiver::start();
     let mut cluster = Cluster::of(3, &setup(&storage), Planes::shared());
-    holds_through(&cluster, &storage, &[0, 2], || {
+    holds_through(&cluster, &storage, &[0, 2], Offline::MayBe, || {
         sleep(SECOND);
         cluster[1].signal("KILL");
     });
@@ -37,7 +37,7 @@ fn a_node_that_is_killed_costs_a_reconnect() {
 fn two_of_three_nodes_may_be_killed_at_once() {
     let storage = Receiver::start();
     let mut cluster = Cluster::of(3, &setup(&storage), Planes::shared());
-    holds_through(&cluster, &storage, &[2], || {
+    holds_through(&cluster, &storage, &[2], Offline::MayBe, || {
         sleep(SECOND);
         cluster[0].signal("KILL");
         cluster[1].signal("KILL");
@@ -72,7 +72,7 @@ fn devices_of_a_killed_node_are_offline_by_the_end_of_its_lease_and_never_waited
 fn a_node_that_is_paused_beyond_its_lease_goes_on_where_it_was() {
     let storage = Receiver::start();
     let cluster = Cluster::of(3, &setup(&storage), Planes::shared());
-    holds_through(&cluster, &storage, &[0, 1, 2], || {
+    holds_through(&cluster, &storage, &[0, 1, 2], Offline::MayBe, || {
         sleep(SECOND);
         cluster[1].signal("STOP");
         sleep(LEASE + 2 * SECOND);
@@ -118,6 +118,8 @@ fn a_node_that_was_paused_does_not_take_back_who_went_to_another() {
     cluster[0].signal("CONT");
     old.expect_bye("replaced");
     for node in cluster.nodes() {
+        // It may have to find its way back to Redis.
+        eventually_is("ready", || node.backend().get("/readyz").status, |status| *status == 200);
         assert_eq!(outcome(node, "bob"), "delivered");
         assert_eq!(new.next_message()["online_only"], true);
     }

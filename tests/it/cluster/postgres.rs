@@ -1,6 +1,6 @@
 //! PostgreSQL that goes away, takes no more connections, or loses an answer.
 
-use super::witness::{holds_through, setup};
+use super::witness::{Offline, holds_through, setup};
 use crate::harness::planes::{Planes, RedisServers};
 use crate::harness::*;
 use crate::servers::postgres::Postgres;
@@ -25,7 +25,7 @@ fn own_postgres_with(settings: &[&str]) -> Planes {
 fn restarted() {
     let storage = Receiver::start();
     let cluster = Cluster::of(2, &setup(&storage), own_postgres());
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         for _ in 0..2 {
             sleep(SECOND);
             cluster.planes.own_postgres().restart();
@@ -37,7 +37,7 @@ fn restarted() {
 fn killed_and_back_after_a_while() {
     let storage = Receiver::start();
     let cluster = Cluster::of(2, &setup(&storage), own_postgres());
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         for away in [SECOND / 10, 6 * SECOND] {
             sleep(SECOND);
             cluster.planes.own_postgres().kill();
@@ -84,7 +84,7 @@ fn out_of_connections() {
     let planes = own_postgres_with(&["max_connections=60", "superuser_reserved_connections=0"]);
     let cluster = Cluster::by_proxies(2, &setup(&storage), planes);
     let postgres = cluster.planes.own_postgres();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         sleep(SECOND);
         // Others take every connection that there is, those that the nodes had included.
         let mut others = vec![];

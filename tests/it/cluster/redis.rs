@@ -1,7 +1,7 @@
 //! Redis that goes away, forgets, stops, or makes another server the master.
 
 use super::LEASE;
-use super::witness::{holds_through, setup};
+use super::witness::{Offline, holds_through, setup};
 use crate::harness::planes::{Planes, RedisServers};
 use crate::harness::*;
 use crate::servers::redis::Redis;
@@ -29,7 +29,7 @@ fn away_for(time: Duration) {
     let storage = Receiver::start();
     let cluster = Cluster::of(2, &setup(&storage), own_redis());
     let redis = cluster.planes.redis.alone();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         sleep(SECOND);
         redis.kill();
         sleep(time);
@@ -104,7 +104,7 @@ fn stopped_for_a_while() {
     let storage = Receiver::start();
     let cluster = Cluster::of(2, &setup(&storage), own_redis());
     let redis = cluster.planes.redis.alone();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         sleep(SECOND);
         redis.pause();
         sleep(LEASE + 3 * SECOND);
@@ -117,7 +117,7 @@ fn one_node_is_cut_off(cut: impl Fn(&cluster::Ways)) {
     let storage = Receiver::start();
     let cluster = Cluster::by_proxies(3, &setup(&storage), Planes::shared());
     let _lonely = cluster[1].device("lonely", "phone");
-    holds_through(&cluster, &storage, &[0, 1, 2], || {
+    holds_through(&cluster, &storage, &[0, 1, 2], Offline::MayBe, || {
         sleep(SECOND);
         cut(cluster.ways(1));
         let begun = Instant::now();
@@ -161,7 +161,7 @@ fn a_subscription_that_redis_has_dropped_is_made_again() {
     let storage = Receiver::start();
     let cluster = Cluster::of(2, &setup(&storage), own_redis());
     let redis = cluster.planes.redis.alone();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         for _ in 0..5 {
             sleep(SECOND / 2);
             redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
@@ -176,7 +176,8 @@ fn everything_in_it_is_deleted() {
     let storage = Receiver::start();
     let cluster = Cluster::of(2, &setup(&storage), own_redis());
     let redis = cluster.planes.redis.alone();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    // Until a node looks, which it does each second, it can't know that there was more.
+    holds_through(&cluster, &storage, &[0, 1], Offline::MayBe, || {
         sleep(SECOND);
         redis.cli(&["FLUSHALL"]);
         redis.cli(&["SCRIPT", "FLUSH"]);
@@ -189,7 +190,7 @@ fn sentinels_demote_the_master() {
     let planes = Planes::on(RedisServers::Sentinels(Sentinels::start()), None);
     let cluster = Cluster::of(2, &setup(&storage), planes);
     let sentinels = cluster.planes.redis.sentinels();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         sleep(SECOND);
         sentinels.failover();
     });
@@ -201,7 +202,7 @@ fn the_master_that_sentinels_watch_is_killed() {
     let planes = Planes::on(RedisServers::Sentinels(Sentinels::start()), None);
     let cluster = Cluster::of(2, &setup(&storage), planes);
     let sentinels = cluster.planes.redis.sentinels();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         sleep(SECOND);
         let master = sentinels.master();
         master.kill();
@@ -218,7 +219,7 @@ fn every_shard_of_a_cluster_fails_over() {
     let storage = Receiver::start();
     let cluster = Cluster::of(2, &setup(&storage), redis_cluster());
     let redis = cluster.planes.redis.cluster();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         for shard in 0..3 {
             sleep(SECOND / 2);
             redis.failover(shard);
@@ -233,7 +234,7 @@ fn a_master_of_a_cluster_is_killed() {
     let redis = cluster.planes.redis.cluster();
     // The one that carries a node's channel: nothing else notices its loss as much.
     let shard = redis.shard_of(redis.slot_of(&redis.channels()[0]));
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         sleep(SECOND);
         redis.kill_master(shard);
     });
@@ -244,7 +245,7 @@ fn slots_of_a_cluster_move_while_streams_are_open() {
     let storage = Receiver::start();
     let cluster = Cluster::of(2, &setup(&storage), redis_cluster());
     let redis = cluster.planes.redis.cluster();
-    holds_through(&cluster, &storage, &[0, 1], || {
+    holds_through(&cluster, &storage, &[0, 1], Offline::Never, || {
         // Those of the nodes' channels, and those of all that is stored.
         let names: Vec<String> = redis.channels().into_iter().chain(redis.keys()).collect();
         let mut slots: Vec<u16> = names.iter().map(|name| redis.slot_of(name)).collect();

@@ -20,6 +20,13 @@ const DEVICES: [&str; 2] = ["phone", "laptop"];
 /// A caller sends so often.
 const PAUSE: Duration = Duration::from_millis(40);
 
+/// Whether a user may be said to be offline. All have streams all the time; but a node that is dead or cut off takes its own along.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Offline {
+    Never,
+    MayBe,
+}
+
 /// A setup for nodes that are to be witnessed.
 pub fn setup(storage: &Receiver) -> Setup {
     Node::setup().set_all(&storage.settings("storage"))
@@ -73,7 +80,13 @@ impl Drop for Ends<'_> {
 /// Has callers and devices at all nodes while `fault` happens and until all is well again with the nodes that survive it, which must be
 /// soon and by itself; then holds what was answered, seen, stored and called back against each other.
 #[track_caller]
-pub fn holds_through(cluster: &Cluster, storage: &Receiver, survivors: &[usize], fault: impl FnOnce()) {
+pub fn holds_through(
+    cluster: &Cluster,
+    storage: &Receiver,
+    survivors: &[usize],
+    offline: Offline,
+    fault: impl FnOnce(),
+) {
     let witness = Witness {
         cluster,
         whispers: Mutex::default(),
@@ -111,7 +124,7 @@ pub fn holds_through(cluster: &Cluster, storage: &Receiver, survivors: &[usize],
         drop(ends);
     });
     witness.check_order();
-    witness.check_whispers();
+    witness.check_whispers(offline);
     witness.check_chats(&cluster[survivors[0]], storage);
 }
 
@@ -271,7 +284,7 @@ impl Witness<'_> {
 
     /// Once, and honest.
     #[track_caller]
-    fn check_whispers(&self) {
+    fn check_whispers(&self, offline: Offline) {
         let mut receivers = BTreeMap::<(&str, String), Vec<&str>>::new();
         for seen in self.seen.lock().iter().filter(|seen| seen.cursor.is_none()) {
             receivers.entry((seen.user, seen.text.clone())).or_default().push(seen.device);
@@ -292,7 +305,11 @@ impl Witness<'_> {
                     let outcome = self::text(&recipient["outcome"]);
                     match &*outcome {
                         "delivered" => assert_eq!(recipient["devices"], json!(devices), "{answer}"),
-                        "offline" | "expired" => assert!(devices.is_empty(), "{devices:?} got it: {answer}"),
+                        "expired" => assert!(devices.is_empty(), "{devices:?} got it: {answer}"),
+                        "offline" => {
+                            assert!(devices.is_empty(), "{devices:?} got it: {answer}");
+                            assert!(offline == Offline::MayBe, "{user} has streams all the time: {answer}");
+                        }
                         "unconfirmed" => {}
                         other => panic!("{other}: {answer}"),
                     }
