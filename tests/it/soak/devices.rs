@@ -73,7 +73,10 @@ async fn stream(world: &World, device: usize, random: &mut StdRng) -> io::Result
         lines.append(&mut body.content);
         for event in take_blocks(&mut lines).iter().map(|block| Event::read(block)) {
             match &*event.name {
-                "ready" => world.devices[device].is_on.store(true, Ordering::Release),
+                "ready" => {
+                    world.ledger.opened();
+                    world.devices[device].is_on.store(true, Ordering::Release);
+                }
                 "message" => world.ledger.take(device, &event),
                 "" | "bye" => {}
                 other => world.ledger.flaw(format!("{other}: {event:?}")),

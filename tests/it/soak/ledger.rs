@@ -42,6 +42,7 @@ pub struct Ledger {
     seen: Mutex<HashMap<String, Vec<usize>>>,
     /// Per device, the ids of persisted messages in the order in which they came; their cursors are 1, 2, 3 …
     inboxes: Vec<Mutex<Vec<String>>>,
+    streams: AtomicUsize,
     tries_again: AtomicUsize,
     flaws: Mutex<Vec<String>>,
 }
@@ -53,6 +54,7 @@ impl Ledger {
             chats: Mutex::default(),
             seen: Mutex::default(),
             inboxes: (0..devices).map(|_| Mutex::default()).collect(),
+            streams: AtomicUsize::new(0),
             tries_again: AtomicUsize::new(0),
             flaws: Mutex::default(),
         }
@@ -69,6 +71,11 @@ impl Ledger {
 
     pub fn stored_as(&self, chat: Chat) {
         self.chats.lock().push(chat);
+    }
+
+    /// A device has come.
+    pub fn opened(&self) {
+        self.streams.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A persisted send had no 201.
@@ -196,7 +203,8 @@ impl Ledger {
             Fate::Answered(answer) => {
                 let summary: u64 = answer["summary"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
                 let recipients = answer["recipients"].as_array().unwrap();
-                if summary != whisper.to.len() as u64 || recipients.len() != whisper.to.len() {
+                let told = recipients.iter().map(|recipient| recipient["user"].as_str().unwrap());
+                if summary != whisper.to.len() as u64 || told.ne(whisper.to.iter().map(|user| &*users[*user].name)) {
                     self.flaw(format!("it doesn't add up: {answer}"));
                 }
                 recipients.iter().map(|recipient| outcome(&recipient["outcome"])).collect()
@@ -227,4 +235,82 @@ impl Ledger {
 fn outcome(value: &Value) -> &'static str {
     const ALL: [&str; 5] = ["delivered", "offline", "unconfirmed", "expired", "superseded"];
     ALL.into_iter().find(|outcome| value == outcome).unwrap_or_else(|| panic!("no outcome: {value}"))
+}
+
+/// It finds what it is there to find.
+mod holds {
+    use super::*;
+    use crate::harness::json;
+
+    /// One user with two devices, to whom one message was sent.
+    fn told(outcome: &str, receivers: &[usize]) {
+        let ledger = Ledger::new(2);
+        let mut summary = json!({"delivered": 0, "offline": 0, "unconfirmed": 0, "expired": 0, "superseded": 0});
+        summary[outcome] = json!(1);
+        let answer = json!({"summary": summary, "recipients": [{"user": "bob", "outcome": outcome, "devices": []}]});
+        ledger.sent(Whisper {
+            canary: "message".to_owned(),
+            to: vec![0],
+            every_device: false,
+            fate: Fate::Answered(answer),
+            is_to_arrive: false,
+        });
+        for device in receivers {
+            let data = json!({"payload": {"canary": "message"}}).to_string();
+            ledger.take(*device, &Event { data, ..Event::default() });
+        }
+        ledger.settle(&users());
+    }
+
+    fn users() -> [User; 1] {
+        [User { name: "bob".to_owned(), devices: vec![0, 1] }]
+    }
+
+    /// The same user, whose first message is stored, and then comes to the devices with these cursors.
+    fn stored(arrivals: &[(usize, &str)]) {
+        let ledger = Ledger::new(2);
+        ledger.stored_as(Chat { id: "message".to_owned(), places: vec![(0, 1)] });
+        for (device, cursor) in arrivals {
+            let data = json!({"id": "message"}).to_string();
+            ledger.take(*device, &Event { data, id: Some((*cursor).to_owned()), ..Event::default() });
+        }
+        ledger.settle(&users());
+    }
+
+    #[test]
+    fn what_adds_up() {
+        told("delivered", &[1]);
+        told("unconfirmed", &[]);
+        stored(&[(0, "1"), (1, "1")]);
+    }
+
+    #[test]
+    #[should_panic(expected = "came twice to one device")]
+    fn one_that_comes_twice() {
+        told("delivered", &[0, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "for one device, came to 2")]
+    fn one_that_comes_to_two_devices() {
+        told("delivered", &[0, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is offline, and came to bob")]
+    fn an_outcome_that_is_not_so() {
+        told("offline", &[0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "bob, device 1: 0 of 1")]
+    fn one_that_a_device_lacks() {
+        stored(&[(0, "1")]);
+    }
+
+    #[test]
+    #[should_panic(expected = "device 0 got 2 after 0")]
+    fn a_gap() {
+        stored(&[(0, "2"), (1, "1")]);
+    }
 }
