@@ -35,13 +35,13 @@ fn names(world: &World, users: &[usize]) -> Vec<Value> {
 pub async fn whisper(world: Arc<World>, mut random: StdRng) {
     while world.phase() == Phase::Roam {
         let users = world.some_users(&mut random);
-        whisper_to(&world, users, &mut random).await;
+        whisper_to(&world, users, false, &mut random).await;
         pause(&mut random, 5..60).await;
     }
 }
 
-/// Sends one, and tells whether all its recipients took it.
-async fn whisper_to(world: &World, to: Vec<usize>, random: &mut StdRng) -> bool {
+/// Sends one, and tells whether it was delivered to all its recipients. If `devices_stay`, it must arrive then.
+async fn whisper_to(world: &World, to: Vec<usize>, devices_stay: bool, random: &mut StdRng) -> bool {
     let canary = world.secrets.canary();
     let every_device = random.random_bool(0.3);
     let mut message = json!({"from": "alice", "to": {"users": names(world, &to)}, "type": "typing", "online_only": true,
@@ -61,7 +61,7 @@ async fn whisper_to(world: &World, to: Vec<usize>, random: &mut StdRng) -> bool 
         },
     };
     let is_delivered = matches!(&fate, Fate::Answered(answer) if answer["summary"]["delivered"] == to.len());
-    let is_to_arrive = is_delivered && world.phase() == Phase::Stay;
+    let is_to_arrive = is_delivered && devices_stay;
     world.ledger.sent(Whisper { canary, to, every_device, fate, is_to_arrive });
     is_delivered
 }
@@ -104,10 +104,10 @@ pub async fn chat(world: Arc<World>, caller: usize, mut random: StdRng) {
     }
 }
 
-/// Sends to every user until it is delivered.
+/// Sends to every user until it is delivered, while no device leaves.
 pub async fn reach_everybody(world: Arc<World>, mut random: StdRng) {
     for user in 0..world.users.len() {
-        while !whisper_to(&world, vec![user], &mut random).await {
+        while !whisper_to(&world, vec![user], true, &mut random).await {
             pause(&mut random, 20..100).await;
         }
     }

@@ -87,9 +87,9 @@ impl Fault {
                 let ways = cluster.ways(n);
                 let way = if matches!(self, Self::PostgresCut) { &ways.postgres } else { &ways.redis };
                 if matches!(self, Self::RedisSilent) {
-                    way.black_hole()
+                    way.black_hole();
                 } else {
-                    way.cut()
+                    way.cut();
                 }
                 sleep(lasts);
                 way.heal();

@@ -162,7 +162,7 @@ impl Ledger {
         let mut sum = BTreeMap::<&str, [usize; 2]>::new();
         for whisper in whispers.iter() {
             let receivers = seen.remove(&whisper.canary).unwrap_or_default();
-            self.settle_one(whisper, receivers, users, &mut sum);
+            self.settle_one(whisper, &receivers, users, &mut sum);
         }
         if !seen.is_empty() {
             self.flaw(format!("nobody sent what came: {seen:?}"));
@@ -192,7 +192,7 @@ impl Ledger {
     fn settle_one<'a>(
         &self,
         whisper: &Whisper,
-        receivers: Vec<usize>,
+        receivers: &[usize],
         users: &[User],
         sum: &mut BTreeMap<&'a str, [usize; 2]>,
     ) {
