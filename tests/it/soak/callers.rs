@@ -6,14 +6,20 @@ use crate::harness::http::exchange_among_many;
 use crate::harness::node::API_KEY;
 use crate::harness::{Answer, Value, json};
 use crate::support::{send_request, text};
-use rand::RngExt;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 /// Longer than a node is stopped.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Bytes beside the rest of a payload.
+const SMALL: usize = 0;
+const LARGE: usize = 50_000;
+/// Pairs of large messages to one user.
+const FLOOD: usize = 15;
 
 async fn pause(random: &mut StdRng, milliseconds: std::ops::Range<u64>) {
     sleep(Duration::from_millis(random.random_range(milliseconds))).await;
@@ -35,19 +41,37 @@ fn names(world: &World, users: &[usize]) -> Vec<Value> {
 pub async fn whisper(world: Arc<World>, mut random: StdRng) {
     while world.phase() == Phase::Roam {
         let users = world.some_users(&mut random);
-        whisper_to(&world, users, false, &mut random).await;
+        whisper_to(&world, users, SMALL, false, &mut random).await;
         pause(&mut random, 5..60).await;
     }
 }
 
+/// Sends one user, time and again, more than a device takes that doesn't read: two at once, so that one may supersede the other.
+pub async fn flood(world: Arc<World>, mut random: StdRng) {
+    let mut second = StdRng::seed_from_u64(random.random());
+    while world.phase() == Phase::Roam {
+        let user = world.some_users(&mut random)[0];
+        for _ in 0..FLOOD {
+            tokio::join!(
+                whisper_to(&world, vec![user], LARGE, false, &mut random),
+                whisper_to(&world, vec![user], LARGE, false, &mut second),
+            );
+        }
+        pause(&mut random, 100..1_000).await;
+    }
+}
+
 /// Sends one, and tells whether it was delivered to all its recipients. If `devices_stay`, it must arrive then.
-async fn whisper_to(world: &World, to: Vec<usize>, devices_stay: bool, random: &mut StdRng) -> bool {
+async fn whisper_to(world: &World, to: Vec<usize>, size: usize, devices_stay: bool, random: &mut StdRng) -> bool {
     let canary = world.secrets.canary();
     let every_device = random.random_bool(0.3);
     let mut message = json!({"from": "alice", "to": {"users": names(world, &to)}, "type": "typing", "online_only": true,
-        "deliver_to": if every_device { "every_device" } else { "one_device" }, "payload": {"canary": canary}});
+        "deliver_to": if every_device { "every_device" } else { "one_device" }, "payload": {"canary": canary, "padding": "p".repeat(size)}});
     if random.random_bool(0.3) {
         message["collapse_key"] = json!("typing");
+    }
+    if size == LARGE {
+        message["ttl_ms"] = json!(random.random_range(50..800));
     }
     let fate = match send(world, &message, None, random).await {
         None => Fate::Unanswered,
@@ -107,7 +131,7 @@ pub async fn chat(world: Arc<World>, caller: usize, mut random: StdRng) {
 /// Sends to every user until it is delivered, while no device leaves.
 pub async fn reach_everybody(world: Arc<World>, mut random: StdRng) {
     for user in 0..world.users.len() {
-        while !whisper_to(&world, vec![user], true, &mut random).await {
+        while !whisper_to(&world, vec![user], SMALL, true, &mut random).await {
             pause(&mut random, 20..100).await;
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::time::{sleep, timeout};
 
 /// A node that doesn't answer for so long is left for another.
@@ -51,7 +51,13 @@ async fn stream(world: &World, device: usize, random: &mut StdRng) -> io::Result
         0 => request,
         last => request.header("Last-Event-ID", &last.to_string()),
     };
-    let mut tcp = timeout(ANSWER, TcpStream::connect(address)).await??;
+    // Some look away between two looks, and little fits on the way to them.
+    let dozes = world.phase() == Phase::Roam && random.random_bool(0.2);
+    let socket = TcpSocket::new_v4()?;
+    if dozes {
+        socket.set_recv_buffer_size(4 << 10)?;
+    }
+    let mut tcp = timeout(ANSWER, socket.connect(address)).await??;
     tcp.write_all(&request.to_bytes(address)).await?;
     let (mut body, mut lines, mut chunk) = (Body::default(), vec![], [0; 4 << 10]);
     loop {
@@ -69,6 +75,9 @@ async fn stream(world: &World, device: usize, random: &mut StdRng) -> io::Result
                 world.ledger.flaw(format!("a stream is answered {status}"));
                 return Ok(());
             }
+        }
+        if dozes && lines.is_empty() {
+            sleep(Duration::from_millis(random.random_range(200..2_000))).await;
         }
         lines.append(&mut body.content);
         for event in take_blocks(&mut lines).iter().map(|block| Event::read(block)) {

@@ -64,6 +64,8 @@ fn what_went_in_came_out_whatever_happened_between() {
         let whispers = callers::whisper(Arc::clone(&world), StdRng::seed_from_u64(random.random()));
         callers.spawn_on(whispers, runtime.handle());
     }
+    let floods = callers::flood(Arc::clone(&world), StdRng::seed_from_u64(random.random()));
+    callers.spawn_on(floods, runtime.handle());
     for caller in 0..CHATTERS {
         let chats = callers::chat(Arc::clone(&world), caller, StdRng::seed_from_u64(random.random()));
         callers.spawn_on(chats, runtime.handle());
