@@ -128,6 +128,11 @@ fn first_or_made(config: &Config, secrets: fn(&Config) -> &[Secret]) -> anyhow::
     })
 }
 
+/// What listens there on this machine.
+pub(super) fn local_url(listen: SocketAddr) -> anyhow::Result<Url> {
+    Ok(Url::parse(&format!("http://{}", reachable(listen)))?)
+}
+
 /// Nobody can connect to the address that stands for all.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
@@ -151,7 +156,7 @@ fn key_and_value(text: &str) -> Result<(String, String), &'static str> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
-fn http_url(text: &str) -> Result<Url, String> {
+pub(super) fn http_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|e| e.to_string())?;
     if matches!(url.scheme(), "http" | "https") { Ok(url) } else { Err("must begin with http:// or https://".into()) }
 }

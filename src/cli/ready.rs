@@ -1,10 +1,10 @@
 //! `herenow ready`
 
-use super::args::ServerArgs;
+use super::args::{self, SourceArgs};
 use super::{client, print, printable};
 use anyhow::bail;
 use clap::Args;
-use reqwest::StatusCode;
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -21,7 +21,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Args)]
 pub(super) struct ReadyArgs {
     #[command(flatten)]
-    server: ServerArgs,
+    source: SourceArgs,
+    /// Where herenow is [default: server.admin_listen, which never has TLS, or without it server.listen]
+    #[arg(long, value_parser = args::http_url)]
+    url: Option<Url>,
 }
 
 #[derive(Deserialize)]
@@ -30,7 +33,11 @@ struct Answer {
 }
 
 pub(super) async fn run(args: &ReadyArgs) -> anyhow::Result<()> {
-    let base = args.server.url(&args.server.source.load()?)?;
+    let server = args.source.load()?.server;
+    let base = match &args.url {
+        Some(url) => url.clone(),
+        None => args::local_url(server.admin_listen.unwrap_or(server.listen))?,
+    };
     let request = client::http()?.get(client::endpoint(&base, &["readyz"])).timeout(TIMEOUT);
     let answer = client::send(request, &base).await?;
     if answer.status() != StatusCode::SERVICE_UNAVAILABLE {

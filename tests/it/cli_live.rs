@@ -58,6 +58,17 @@ impl Drop for Listener {
 }
 
 #[test]
+fn ready_asks_the_admin_listener_and_without_one_the_api() {
+    let node = Node::setup().start();
+    let (api, admin) = (node.address().to_string(), node.admin_address().to_string());
+    let (api_only, both) = ([api.as_str(), ""], ["127.0.0.1:1", admin.as_str()]);
+    for [listen, admin] in [api_only, both] {
+        let (listen, admin) = (format!("server.listen={listen}"), format!("server.admin_listen={admin}"));
+        assert_eq!(run(&node, &["ready", "--set", &listen, "--set", &admin]), "ready\n");
+    }
+}
+
+#[test]
 fn listen_send_and_presence_work_together_without_any_configuration() {
     let node = Node::setup().self_made().start();
     let url = url(&node);

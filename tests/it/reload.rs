@@ -1,7 +1,7 @@
 //! SIGHUP: what is read anew, what waits for a restart, and that a broken configuration changes nothing.
 
 use crate::harness::node::{API_KEY, DEVICE_SECRET};
-use crate::harness::receiver::{NEXT_SECRET, SECRET};
+use crate::harness::receiver::{NEXT_SECRET, Reply, SECRET};
 use crate::harness::*;
 use crate::support::{chat, stored};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -211,4 +211,26 @@ fn the_example_ends_when_credentials_are_configured() {
     node.note_secret(answer["token"].as_str().unwrap());
     node.reload(&auth(&[NEW_KEY], &[NEW_SECRET]));
     session().problem(404, "not_found");
+}
+
+#[test]
+fn rates_and_the_service_that_is_asked_before_a_send_are_read_anew() {
+    let (first, second) = (Receiver::start(), Receiver::start());
+    first.answer(Reply::Text(200, r#"{"action":"allow"}"#.into()));
+    second.answer(Reply::Text(200, r#"{"action":"reject","reason":"not here"}"#.into()));
+    let of = |receiver: &Receiver, rate: u32| {
+        let [base, url] = [auth(&[API_KEY], &[DEVICE_SECRET]), format!("http://{}/ask", receiver.addr())];
+        format!(
+            "{base}limits.sends_per_s = {rate}\ncallbacks.before_send.url = '{url}'\ncallbacks.before_send.secrets = ['{SECRET}']\n"
+        )
+    };
+    let node = Node::setup().file(&of(&first, 0)).start();
+    let send = || node.backend().send(chat(&["bob"], &json!(1)));
+    assert_eq!([send().status, send().status], [201, 201]);
+    node.reload(&of(&first, 1));
+    assert_eq!([send().status, send().status], [201, 429]);
+    node.reload(&of(&second, 0));
+    assert_eq!(send().problem(403, "forbidden")["detail"], "not here");
+    node.reload(&of(&first, 0));
+    assert_eq!([send().status, send().status], [201, 201]);
 }

@@ -6,6 +6,7 @@ use crate::domain::seat::NodeId;
 use crate::ports::{Notice, Refusal, RemoteOffer, Verdict};
 use bytes::Bytes;
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, Value};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub(super) struct Inbox {
     envelopes: Sender<Bytes>,
     bytes: AtomicUsize,
     room: Arc<Semaphore>,
+    seen: Mutex<Seen>,
     /// When this node heard itself last.
     pub heard: tokio::sync::watch::Sender<Option<Instant>>,
 }
@@ -34,7 +36,13 @@ pub(super) struct Inbox {
 impl Inbox {
     pub fn new(envelopes: Sender<Bytes>) -> Self {
         let (heard, _) = tokio::sync::watch::channel(None);
-        Self { envelopes, bytes: AtomicUsize::new(0), room: Arc::new(Semaphore::new(AT_THE_DOOR)), heard }
+        Self {
+            envelopes,
+            bytes: AtomicUsize::new(0),
+            room: Arc::new(Semaphore::new(AT_THE_DOOR)),
+            seen: Mutex::default(),
+            heard,
+        }
     }
 
     /// Whether this node has heard itself lately.
@@ -81,7 +89,7 @@ impl Plane {
         }
     }
 
-    fn receive(self: &Arc<Self>, envelope: Bytes) {
+    pub(super) fn receive(self: &Arc<Self>, envelope: Bytes) {
         let length = envelope.len();
         let waiting = self.inbox.bytes.fetch_add(length, Ordering::Relaxed);
         let refused = if waiting + length > WAITING_BYTES {
@@ -94,7 +102,12 @@ impl Plane {
         let Ok(Envelope { from, parts, .. }) = wire::read(envelope) else { return };
         for part in parts {
             match part {
-                Part::Offer { id, .. } => self.reply(&from, id, Ok(Verdict::Refused(Refusal::Full))),
+                // Another copy of it may wait among those that found room: it is dropped when its turn comes, so the refusal stands. If it was
+                // taken already, its own answer stands.
+                Part::Offer { id, .. } if self.inbox.seen.lock().insert(id) => {
+                    self.reply(&from, id, Ok(Verdict::Refused(Refusal::Full)));
+                }
+                Part::Offer { .. } => drop(self.metrics.repeated_offers.inc()),
                 Part::Reply { id, result } => drop(self.outbox.resolve(id, result)),
                 Part::Notice(_) => drop(self.metrics.lost_notices.inc()),
                 // Not heard in time, then: this node has too much to hear.
@@ -105,7 +118,6 @@ impl Plane {
 
     /// Opens envelopes until the process ends.
     pub(super) async fn open_envelopes(self: Arc<Self>, mut envelopes: Receiver<Bytes>) {
-        let mut seen = Seen::default();
         loop {
             let envelope = tokio::select! {
                 biased;
@@ -117,7 +129,7 @@ impl Plane {
             match wire::read(envelope) {
                 Ok(Envelope { published_ms, from, parts }) => {
                     for part in parts {
-                        self.take_in(part, &from, published_ms, &mut seen);
+                        self.take_in(part, &from, published_ms);
                     }
                 }
                 Err(error) => tracing::debug!(%error, "something else was published to this node"),
@@ -125,10 +137,10 @@ impl Plane {
         }
     }
 
-    fn take_in(self: &Arc<Self>, part: Part, from: &NodeId, published_ms: i64, seen: &mut Seen) {
+    fn take_in(self: &Arc<Self>, part: Part, from: &NodeId, published_ms: i64) {
         match part {
             Part::Offer { id, offer } => {
-                if seen.insert(id) {
+                if self.inbox.seen.lock().insert(id) {
                     self.take_in_offer(id, offer, from, published_ms);
                 } else {
                     self.metrics.repeated_offers.inc();

@@ -183,12 +183,17 @@ impl Node {
     }
 
     /// Publishes an offer as if at this time, whatever anybody thinks of it.
-    async fn publish_offer(&self, id: u64, offer: RemoteOffer, published_ms: i64) {
-        let to = offer.seat.node.clone();
+    fn envelope(&self, part: &wire::Part, published_ms: i64) -> Vec<u8> {
         let mut writer = wire::Writer::new(&self.id());
-        writer.part(&wire::Part::Offer { id, offer });
+        writer.part(part);
         let mut envelope = format!("{published_ms} ").into_bytes();
         envelope.extend(writer.into_bytes());
+        envelope
+    }
+
+    async fn publish_offer(&self, id: u64, offer: RemoteOffer, published_ms: i64) {
+        let to = offer.seat.node.clone();
+        let envelope = self.envelope(&wire::Part::Offer { id, offer }, published_ms);
         let command = redis::cmd("PUBLISH").arg(self.plane.0.names.channel(&to)).arg(envelope).clone();
         let heard: u64 = self.plane.0.link().unwrap().run(&command).await.unwrap();
         assert_eq!(heard, 1);
@@ -363,6 +368,24 @@ async fn an_offer_that_comes_twice_is_taken_once() {
     }
     until("the second was seen", async || b.plane.0.metrics.repeated_offers.get() == 1).await;
     assert_eq!(b.door.taken(b"hello"), 1);
+}
+
+/// A definite refusal of one copy while another is taken would have the sender try the next device too.
+#[tokio::test]
+async fn an_offer_of_which_one_copy_found_no_room_is_not_taken_by_the_other() {
+    let redis = shared();
+    let (a, b) = (Node::start(&redis, "a").await, Node::start(&redis, "b").await);
+    let seat = b.seated("bob", "phone").await;
+    let offer = wire::Part::Offer { id: 7, offer: offer_to(&seat, b"hello") };
+    let copy = || Bytes::from(a.envelope(&offer, b.redis_now()));
+    // Nothing is opened meanwhile: this is the only thread, and nothing is waited for.
+    b.plane.0.receive(copy());
+    for _ in 0..WAITING_ENVELOPES {
+        b.plane.0.receive(a.envelope(&wire::Part::Probe, b.redis_now()).into());
+    }
+    b.plane.0.receive(copy());
+    until("the first was dropped", async || b.plane.0.metrics.repeated_offers.get() == 1).await;
+    assert_eq!(b.door.taken(b"hello"), 0);
 }
 
 #[tokio::test]

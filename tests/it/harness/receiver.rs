@@ -1,6 +1,7 @@
 //! A receiver of callbacks: an endpoint of the operator, on a thread of its own, that keeps every request and answers as it is told,
 //! however badly. It checks each signature by the Standard Webhooks specification, with nothing of the relay's own code.
 
+use crate::servers::process::{free_port, local};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -296,13 +297,13 @@ fn check(requests: &[Call]) {
 }
 
 async fn serve(shared: &Arc<Shared>, started: &std::sync::mpsc::Sender<SocketAddr>) {
-    let mut addr: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    // Nobody is given this port while it is ours and nothing is bound to it.
+    let addr = local(free_port());
     loop {
-        // Bound, it keeps the port for us; not listening, it refuses connections.
+        // Not listening, it refuses connections.
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(addr).unwrap();
-        addr = socket.local_addr().unwrap();
         let _ = started.send(addr);
         if !until(shared, false).await {
             return;
