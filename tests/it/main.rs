@@ -36,6 +36,7 @@ mod roundabout;
 #[expect(dead_code, reason = "the library's tests and those of `tests/it` need a part each")]
 mod servers;
 mod servers_hold;
+mod soak;
 mod stream;
 mod support;
 mod tls;

@@ -181,7 +181,35 @@ pub struct Event {
     pub retry: Option<u64>,
 }
 
+/// Takes out what is whole of a stream's bytes, blank line by blank line.
+pub fn take_blocks(lines: &mut Vec<u8>) -> Vec<String> {
+    let mut blocks = vec![];
+    while let Some(end) = lines.windows(2).position(|w| w == b"\n\n") {
+        let block = lines.drain(..end + 2).collect();
+        blocks.push(String::from_utf8(block).expect("events are UTF-8"));
+    }
+    blocks
+}
+
 impl Event {
+    /// One block of a stream; without data if it is no event.
+    pub fn read(block: &str) -> Self {
+        let mut event = Self::default();
+        let mut data = vec![];
+        for line in block.lines() {
+            match line.split_once(':').map(|(name, value)| (name, value.strip_prefix(' ').unwrap_or(value))) {
+                Some(("", _)) => {}
+                Some(("event", name)) => name.clone_into(&mut event.name),
+                Some(("id", id)) => event.id = Some(id.to_owned()),
+                Some(("data", line)) => data.push(line),
+                Some(("retry", ms)) => event.retry = Some(ms.parse().unwrap()),
+                _ => assert!(line.is_empty(), "no line of an event stream: {line:?}"),
+            }
+        }
+        event.data = data.join("\n");
+        event
+    }
+
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -242,9 +270,8 @@ impl Device {
             return;
         }
         self.lines.append(&mut self.body.content);
-        while let Some(end) = self.lines.windows(2).position(|w| w == b"\n\n") {
-            let block: Vec<_> = self.lines.drain(..end + 2).collect();
-            self.take_block(std::str::from_utf8(&block).expect("events are UTF-8"));
+        for block in take_blocks(&mut self.lines) {
+            self.take_block(&block);
         }
         if self.body.is_complete {
             self.ended = Some("the last chunk".into());
@@ -252,22 +279,11 @@ impl Device {
     }
 
     fn take_block(&mut self, block: &str) {
-        let mut event = Event::default();
-        let mut data = vec![];
-        for line in block.lines() {
-            match line.split_once(':').map(|(name, value)| (name, value.strip_prefix(' ').unwrap_or(value))) {
-                Some(("", _)) => self.heartbeats += 1,
-                Some(("event", name)) => name.clone_into(&mut event.name),
-                Some(("id", id)) => event.id = Some(id.to_owned()),
-                Some(("data", line)) => data.push(line),
-                Some(("retry", ms)) => self.retry = Some(ms.parse().unwrap()),
-                _ => assert!(line.is_empty(), "no line of an event stream: {line:?}"),
-            }
-        }
-        if !data.is_empty() {
-            event.data = data.join("\n");
-            event.retry = self.retry;
-            self.events.push_back(event);
+        self.heartbeats += block.lines().filter(|line| line.starts_with(':')).count() as u64;
+        let event = Event::read(block);
+        self.retry = event.retry.or(self.retry);
+        if !event.data.is_empty() {
+            self.events.push_back(Event { retry: self.retry, ..event });
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -91,6 +92,23 @@ pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
     let mut body = Body { without_content: request.starts_with(b"HEAD "), ..Body::default() };
     read_into(&mut body, &mut tcp, Instant::now() + PATIENCE)
         .and_then(|answer| answer.map_or_else(|| Err(gone(written)), Ok))
+}
+
+/// The same, for callers that are many; it may take as long as its caller lets it.
+pub async fn exchange_among_many(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
+    let mut tcp = tokio::net::TcpStream::connect(address).await?;
+    tcp.write_all(request).await?;
+    let (mut body, mut chunk) = (Body::default(), [0; 4 << 10]);
+    loop {
+        let n = tcp.read(&mut chunk).await?;
+        body.push(&chunk[..n]);
+        if let Some(answer) = body.answer(n == 0) {
+            return Ok(answer);
+        }
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
 }
 
 /// Sends bytes on a new connection and reads as far as the head of an answer; gives its status.

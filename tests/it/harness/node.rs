@@ -55,6 +55,12 @@ impl Secrets {
         self.0.credentials.lock().push(credential.to_owned());
     }
 
+    /// A text that must leave no trace, and that no other message has.
+    pub fn canary(&self) -> String {
+        let Noted { canary, next_canary, .. } = &*self.0;
+        format!("{canary}{}", next_canary.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Fails if an online-only payload is in this text.
     #[track_caller]
     pub fn check_payload(&self, place: &str, text: &str) {
@@ -359,8 +365,12 @@ impl Node {
 
     /// A text that must leave no trace.
     pub fn canary(&self) -> String {
-        let Noted { canary, next_canary, .. } = &*self.secrets.0;
-        format!("{canary}{}", next_canary.fetch_add(1, Ordering::Relaxed))
+        self.secrets.canary()
+    }
+
+    /// For callers that outlive a borrow of the node.
+    pub fn secrets(&self) -> Secrets {
+        self.secrets.clone()
     }
 
     /// A device token that is good for an hour.
