@@ -26,21 +26,15 @@ const SENDS_MAX: usize = 500;
 /// A batch's body may be so long.
 const BATCH_BYTES_MAX: usize = 32 << 20;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BatchBody<'a> {
-    #[serde(borrow)]
-    messages: Vec<&'a RawValue>,
-}
-
 /// Up to 500 sends.
-#[derive(ToSchema)]
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(as = Batch)]
-#[expect(dead_code, reason = "a description for the document, never made")]
-struct BatchSchema {
-    /// Each as for `POST /v1/messages`.
-    #[schema(min_items = 1, max_items = 500)]
-    messages: Vec<super::schema::Send>,
+struct BatchBody<'a> {
+    /// Each as for `POST /v1/messages`. A wrong one is refused for itself.
+    #[serde(borrow)]
+    #[schema(value_type = Vec<super::schema::Send>, min_items = 1, max_items = 500)]
+    messages: Vec<&'a RawValue>,
 }
 
 /// Per message, in order, the answer that it alone would have got, with its `status`.
@@ -71,7 +65,7 @@ enum ResultReply<'a> {
     tag = "messages",
     operation_id = "send_batch",
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and messages give the first answers again, and nothing is sent twice.", min_length = 1, max_length = 124)),
-    request_body = BatchSchema,
+    request_body = BatchBody,
     responses(
         (status = 207, description = "The results, in order", body = BatchReply),
         (status = 400, response = super::openapi::BadJson), (status = 401, response = super::openapi::Unauthorized),

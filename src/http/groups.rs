@@ -82,10 +82,10 @@ async fn change_one(
 #[schema(as = MemberChange)]
 pub(super) struct ChangeBody {
     #[serde(default)]
-    #[schema(value_type = Vec<String>, max_items = 1000)]
+    #[schema(schema_with = super::schema::members)]
     add: Vec<String>,
     #[serde(default)]
-    #[schema(value_type = Vec<String>, max_items = 1000)]
+    #[schema(schema_with = super::schema::members)]
     remove: Vec<String>,
 }
 
@@ -164,6 +164,7 @@ fn names(pointer: &str, given: &[String], flaws: &mut Vec<Flaw>) -> Vec<UserId> 
 #[into_params(parameter_in = Query)]
 pub(super) struct MembersQuery {
     /// `next` of the page before.
+    #[param(min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     after: Option<String>,
     /// At most so many, 1 to 1,000; 100 if not said.
     #[param(minimum = 1, maximum = 1000)]

@@ -67,6 +67,11 @@ fn api(config: &mut ServiceConfig) {
     config
         .service(batch::send_batch)
         .service(messages::send_message)
+        // Else it would be taken for the id of a message.
+        .route(
+            "/v1/messages/batch",
+            web::route().to(|| ready(Err::<HttpResponse, _>(Problem::method_not_allowed("POST")))),
+        )
         .service(messages::get_message)
         .service(messages::recall_message)
         .service(groups::add_member)

@@ -15,7 +15,7 @@ pub(super) struct Send;
 
 impl PartialSchema for Send {
     fn schema() -> RefOr<Schema> {
-        let kinds = ["SendOnlineOnly", "SendPersisted"].into_iter().map(Ref::from_schema_name);
+        let kinds = ["SendOnlineOnly", "SendPersisted", "SendPersistedToGroup"].into_iter().map(Ref::from_schema_name);
         kinds.fold(OneOfBuilder::new().description(Some("A message to send.")), OneOfBuilder::item).into()
     }
 }
@@ -28,7 +28,10 @@ impl ToSchema for Send {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         schemas.push(("To".to_owned(), to()));
         schemas.push(("SendOnlineOnly".to_owned(), online_only()));
+        schemas.push(("ToUsers".to_owned(), to_users().into()));
+        schemas.push(("ToGroup".to_owned(), to_group().into()));
         schemas.push(("SendPersisted".to_owned(), persisted()));
+        schemas.push(("SendPersistedToGroup".to_owned(), persisted_to_group()));
     }
 }
 
@@ -78,16 +81,26 @@ fn null(why: &str) -> ObjectBuilder {
 }
 
 fn to() -> RefOr<Schema> {
-    let one = |field: &str, value: RefOr<Schema>, other: &str, description: &str| {
-        let fields = of_type(Type::Object).property(field, value).required(field).property(other, of_type(Type::Null));
-        fields.additional_properties(Some(closed())).description(Some(description))
-    };
-    let group = name(128).description(Some("A group.")).into();
-    OneOfBuilder::new()
-        .description(Some("Exactly one of the two."))
-        .item(one("users", users(), "group", "Users: each gets it once, however often it is named."))
-        .item(one("group", group, "users", "The members of a group."))
-        .into()
+    let kinds = ["ToUsers", "ToGroup"].into_iter().map(Ref::from_schema_name);
+    kinds.fold(OneOfBuilder::new().description(Some("Exactly one of the two.")), OneOfBuilder::item).into()
+}
+
+fn to_users() -> ObjectBuilder {
+    to_one("users", users(), "group", "Users: each gets it once, however often it is named.")
+}
+
+fn to_group() -> ObjectBuilder {
+    to_one("group", name(128).description(Some("A group.")).into(), "users", "The members of a group.")
+}
+
+fn to_one(field: &str, value: RefOr<Schema>, other: &str, description: &str) -> ObjectBuilder {
+    let fields = of_type(Type::Object).property(field, value).required(field).property(other, of_type(Type::Null));
+    fields.additional_properties(Some(closed())).description(Some(description))
+}
+
+/// `add` and `remove` of a change of members.
+pub(super) fn members() -> RefOr<Schema> {
+    ArrayBuilder::new().items(name(128)).max_items(Some(1_000)).into()
 }
 
 fn closed() -> utoipa::openapi::schema::AdditionalProperties<Schema> {
@@ -95,13 +108,13 @@ fn closed() -> utoipa::openapi::schema::AdditionalProperties<Schema> {
 }
 
 /// The fields that both kinds have.
-fn send(description: &str) -> ObjectBuilder {
+fn send(to: &str, description: &str) -> ObjectBuilder {
     let payload = of_type(SchemaType::AnyValue)
         .description(Some("Any JSON, up to `limits.payload_bytes`; relayed byte for byte."));
     let fields = of_type(Type::Object)
         .description(Some(description))
         .property("from", name(128).examples(["alice"]).description(Some("The sender, a user.")))
-        .property("to", Ref::from_schema_name("To"))
+        .property("to", Ref::from_schema_name(to))
         .property("type", name(64).examples(["typing"]).description(Some("The application's own word.")))
         .property("payload", payload)
         .additional_properties(Some(closed()));
@@ -120,7 +133,7 @@ fn online_only() -> RefOr<Schema> {
         Some("A newer message to the same device with the same key takes the place of one that still waits."),
     );
     let sync_sender = or_null(Type::Boolean).enum_values(Some([Some(false), None]));
-    send("It reaches who is here now, or nobody. It is never stored.")
+    send("To", "It reaches who is here now, or nobody. It is never stored.")
         .property("online_only", of_type(Type::Boolean).enum_values(Some([true])))
         .required("online_only")
         .property("deliver_to", deliver_to)
@@ -132,15 +145,24 @@ fn online_only() -> RefOr<Schema> {
 }
 
 fn persisted() -> RefOr<Schema> {
+    let sync_sender =
+        or_null(Type::Boolean).description(Some("Also into the sender's own inbox, which shows to whom it was sent."));
+    persisted_to("ToUsers", sync_sender)
+}
+
+fn persisted_to_group() -> RefOr<Schema> {
+    let sync_sender = or_null(Type::Boolean).enum_values(Some([Some(false), None]));
+    persisted_to("ToGroup", sync_sender.description(Some("For messages to users.")))
+}
+
+fn persisted_to(to: &str, sync_sender: ObjectBuilder) -> RefOr<Schema> {
     let kept = "How long it is kept: at most `store.retention_s`, which it is if not said.";
-    let sync_sender = or_null(Type::Boolean)
-        .description(Some("To users: also into the sender's own inbox, which shows to whom it was sent."));
     let push = OneOfBuilder::new()
         .description(Some("An object of up to 4 KiB for the push callback, or `false` for no push."))
         .item(of_type(Type::Object))
         .item(of_type(Type::Boolean).enum_values(Some([false])))
         .item(of_type(Type::Null));
-    send("It is durable before it is answered, reaches every device, and waits for those that are away.")
+    send(to, "It is durable before it is answered, reaches every device, and waits for those that are away.")
         .property("online_only", of_type(Type::Boolean).enum_values(Some([false])))
         .property("deliver_to", null("For online-only messages: this one goes to every device."))
         .property("ttl_ms", ttl_ms(RETENTION_MAX_MS, kept))

@@ -105,7 +105,7 @@ fn a_batch_has_its_own_bounds() {
     let long =
         Request::post("/v1/messages/batch").header("Idempotency-Key", &"k".repeat(125)).json("{\"messages\":[1]}");
     node.backend().request(long).problem(422, "invalid_request");
-    node.backend().get("/v1/messages/batch").problem(404, "not_found");
+    node.backend().get("/v1/messages/batch").problem(405, "method_not_allowed");
 }
 
 #[test]
