@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 /// Envelopes that wait to be opened.
 pub(super) const WAITING_ENVELOPES: usize = 1_024;
@@ -155,7 +156,7 @@ impl Plane {
 
     fn take_in_offer(self: &Arc<Self>, id: u64, mut offer: RemoteOffer, from: &NodeId, published_ms: i64) {
         let refuse = |why| self.reply(from, id, Ok(Verdict::Refused(why)));
-        if !self.standing.lock().covers(published_ms, Instant::now()) {
+        if !self.standing.lock().will_cover(published_ms, Instant::now()) {
             return refuse(Refusal::Closed);
         }
         let on_the_way = self.roll.borrow().now_ms().saturating_sub(published_ms);
@@ -170,9 +171,34 @@ impl Plane {
         };
         let (plane, from) = (self.clone(), from.clone());
         self.at_the_door(room, async move {
-            let answer = door.offered(offer).await;
+            let answer = if plane.is_seated_for(&mut offer, published_ms).await {
+                door.offered(offer).await
+            } else {
+                Ok(Verdict::Refused(Refusal::Closed))
+            };
             plane.reply(&from, id, answer);
         });
+    }
+
+    /// With a new lease, waits until this node has seated its streams anew, for as long as the offer may wait: others may still find here a
+    /// device of before, and a refusal would have them call it offline (CONTRACT.md 10.3).
+    async fn is_seated_for(&self, offer: &mut RemoteOffer, published_ms: i64) -> bool {
+        let begun = Instant::now();
+        let seated = async {
+            loop {
+                let seated = self.seated.notified();
+                if self.standing.lock().is_seated() {
+                    return;
+                }
+                seated.await;
+            }
+        };
+        if timeout(offer.ttl, seated).await.is_err() {
+            return false;
+        }
+        offer.ttl = offer.ttl.saturating_sub(begun.elapsed());
+        offer.patience = offer.patience.map(|patience| patience.saturating_sub(begun.elapsed()));
+        self.standing.lock().covers(published_ms, Instant::now())
     }
 
     fn take_in_notice(self: &Arc<Self>, notice: Notice) {

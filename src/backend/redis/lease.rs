@@ -149,8 +149,13 @@ impl Standing {
     /// Whether what was published at this time, and is read now, is still for this node: it may have been paused in between, and its seats
     /// given up by the others.
     pub fn covers(&self, published_ms: i64, now: Instant) -> bool {
-        let within = |lease: &Lease| (lease.since_ms..lease.end_ms).contains(&published_ms);
-        self.is_good(now) && self.lease.as_ref().is_some_and(within)
+        self.is_seated && self.will_cover(published_ms, now)
+    }
+
+    /// The same, once all streams are seated.
+    pub fn will_cover(&self, published_ms: i64, now: Instant) -> bool {
+        let within = |lease: &Lease| lease.end > now && (lease.since_ms..lease.end_ms).contains(&published_ms);
+        self.lease.as_ref().is_some_and(within)
     }
 }
 

@@ -75,6 +75,8 @@ struct Plane {
     nodes_wanted: Notify,
     /// The directory is to be compared with the streams that this node holds.
     reconcile: Notify,
+    /// All streams have just been seated.
+    seated: Notify,
     door: OnceLock<Arc<dyn NodeDoor>>,
     outbox: Outbox,
     inbox: Inbox,
@@ -113,6 +115,7 @@ impl RedisPlane {
             rolls_begun: AtomicU64::new(0),
             nodes_wanted: Notify::new(),
             reconcile: Notify::new(),
+            seated: Notify::new(),
             door: OnceLock::new(),
             outbox: Outbox::new(),
             inbox: Inbox::new(send),

@@ -86,6 +86,7 @@ impl Plane {
         }
         done.map_err(away)?;
         self.standing.lock().seated(begun);
+        self.seated.notify_waiters();
         self.metrics.reconciles.inc();
         door.resumed();
         self.tell_late_fates(&link).await.map_err(away)
