@@ -11,8 +11,18 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, reload};
 
 /// Libraries that tell at `info` or `debug` what nobody running herenow needs, requests among it. A rule of `log.level` can still let one speak.
-const NOISY: [&str; 9] =
-    ["actix_http", "actix_server", "actix_web", "h2", "hyper", "hyper_util", "mio", "reqwest", "rustls"];
+const NOISY: [&str; 10] = [
+    "actix_http",
+    "actix_server",
+    "actix_web",
+    "h2",
+    "hyper",
+    "hyper_util",
+    "mio",
+    "reqwest",
+    "rustls",
+    "tokio_postgres",
+];
 
 /// The level that is in force, to be changed.
 pub struct Level(reload::Handle<Targets, Registry>);
