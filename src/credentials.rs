@@ -5,10 +5,11 @@
 use crate::config::{Config, Secret};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use nix::sys::stat::{major, minor};
 use serde::Deserialize;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 const FILE: &str = "credentials.toml";
@@ -75,6 +76,21 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => Ok(true),
             Err(TryLockError::Error(source)) => Err(CredentialsError::Io { path: lock_path, source }),
         }
+    }
+
+    /// The process that holds it, if the kernel tells this one (`/proc/locks`, proc_locks(5)).
+    pub fn holder(path: &Path) -> Option<u32> {
+        let lock = fs::metadata(path.join(LOCK)).ok()?;
+        let file = format!("{:02x}:{:02x}:{}", major(lock.dev()), minor(lock.dev()), lock.ino());
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        // `1: FLOCK  ADVISORY  WRITE 1234 fe:00:131 0 EOF`
+        let held = |line: &str| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            (words.get(1..4) == Some(&["FLOCK", "ADVISORY", "WRITE"]) && words.get(5) == Some(&file.as_str()))
+                .then(|| words[4].parse().ok())
+                .flatten()
+        };
+        locks.lines().find_map(held)
     }
 
     /// The credentials of this directory, and whether they were made just now.

@@ -24,14 +24,29 @@ pub(super) fn clock(now: Timestamp) -> Option<Finding> {
     (now.as_ms() < EARLIEST).then(wrong)
 }
 
-pub(super) fn open_files(streams: usize) -> Option<Finding> {
+/// By the limit of the herenow that works with the data directory, if it can be looked at; else by that of this command.
+pub(super) fn open_files(streams: usize, data_dir: &Path) -> Option<Finding> {
+    if let Some((pid, hard)) = DataDir::holder(data_dir).and_then(|pid| Some((pid, limit_of(pid)?))) {
+        return Some(enough_files(hard, &format!("in the herenow process {pid}"), streams));
+    }
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    Some(enough_files(hard, streams))
+    Some(enough_files(hard, "in this shell, whose limit need not be the service's", streams))
 }
 
-fn enough_files(hard: u64, streams: usize) -> Finding {
+/// The hard limit of open files of another process (proc_pid_limits(5)).
+fn limit_of(pid: u32) -> Option<u64> {
+    hard_limit(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
+}
+
+fn hard_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let hard = line.split_whitespace().nth(1)?;
+    if hard == "unlimited" { Some(u64::MAX) } else { hard.parse().ok() }
+}
+
+fn enough_files(hard: u64, whose: &str, streams: usize) -> Finding {
     let wanted = open_files_for(streams);
-    let found = format!("{hard} may be open here (the hard limit); `stream.max` = {streams} needs {wanted}");
+    let found = format!("{hard} may be open {whose} (the hard limit); `stream.max` = {streams} needs {wanted}");
     if hard < wanted {
         let advice = "raise the limit where herenow is started (`LimitNOFILE=`, `ulimit -Hn`), or lower `stream.max`";
         Finding::warning("open files", found, advice)
@@ -150,7 +165,21 @@ mod tests {
     #[test]
     fn more_streams_than_files_may_be_open_is_a_warning() {
         let needed = open_files_for(5);
-        assert_eq!(enough_files(needed, 5).level, Level::Well);
-        assert_eq!(enough_files(needed, 6).level, Level::Warning);
+        assert_eq!(enough_files(needed, "here", 5).level, Level::Well);
+        assert_eq!(enough_files(needed, "here", 6).level, Level::Warning);
+    }
+
+    #[test]
+    fn the_limit_is_that_of_the_process_that_holds_the_directory() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("data");
+        assert!(open_files(5, &dir).unwrap().found.contains("in this shell"));
+        let held = DataDir::open(&dir).unwrap();
+        let found = open_files(5, &dir).unwrap().found;
+        assert!(found.contains(&format!("in the herenow process {} ", std::process::id())), "{found}");
+        drop(held);
+        assert!(open_files(5, &dir).unwrap().found.contains("in this shell"));
+        let line = |hard: &str| format!("Max processes  1  2  processes\nMax open files  1024  {hard}  files\n");
+        assert_eq!(["4096", "unlimited", "?"].map(|hard| hard_limit(&line(hard))), [Some(4096), Some(u64::MAX), None]);
     }
 }

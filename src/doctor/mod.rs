@@ -3,7 +3,9 @@
 //! It only looks: nothing is written, sent or repaired. Every look has a bound in time.
 
 mod endpoints;
+mod keys;
 mod machine;
+mod tls;
 
 use crate::backend::{Expected, postgres, redis, sqlite};
 use crate::config::{Config, ConfigErrors, Loaded};
@@ -38,14 +40,17 @@ pub async fn examine(loaded: &Loaded) -> Report {
     let config = &loaded.config;
     let mut findings = configuration(&loaded.warnings);
     findings.extend(machine::clock(Timestamp::now()));
-    findings.extend(machine::open_files(config.stream.max));
+    findings.extend(machine::open_files(config.stream.max, &config.data_dir));
     let (of_directory, in_use) = machine::data_dir(&config.data_dir);
     findings.extend(of_directory);
+    findings.extend(tls::examine(&config.server.tls, Timestamp::now()));
+    findings.extend(keys::examine(config).await);
     if config.redis.url.is_some() {
         findings.extend(redis::examine(&config.redis, config.cluster.lease).await);
     }
     findings.extend(store(config, in_use).await);
     findings.extend(endpoints::examine(&config.callbacks).await);
+    findings.extend(endpoints::collector(&config.otel).await);
     Report { findings }
 }
 

@@ -85,6 +85,11 @@ impl Certificate {
         Ok(Some(Arc::new(Self { cert, key, in_force: RwLock::new(InForce { certified, files }) })))
     }
 
+    /// The certificates in DER: that of this server first.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.in_force.read().certified.cert.clone()
+    }
+
     /// Speaks TLS by it, with HTTP/2 for who prefers that.
     pub fn acceptor(self: &Arc<Self>) -> Result<TlsAcceptor, rustls::Error> {
         let config = ServerConfig::builder_with_provider(Arc::new(provider())).with_safe_default_protocol_versions()?;

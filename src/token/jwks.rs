@@ -100,6 +100,12 @@ impl Jwks {
         Ok(())
     }
 
+    /// What is there now: the keys that can be used, and the names of those that are passed over. It changes nothing here.
+    pub async fn survey(&self) -> Result<(Vec<VerifyingKey>, Vec<String>), JwksError> {
+        let document = self.source.fetch().await?;
+        Ok((VerifyingKey::of_set(&document)?, VerifyingKey::passed_over(&document)?))
+    }
+
     /// Keeps the keys fresh for as long as it is polled; `changed` is called after each fetch that brought some.
     pub async fn run(&self, changed: impl Fn()) {
         let mut failures = 0;
@@ -156,7 +162,7 @@ fn tell_change(old: &[VerifyingKey], new: &[VerifyingKey]) {
     let (old_ids, new_ids) = (ids(old), ids(new));
     let beyond = |keys: &[VerifyingKey], ids: &HashSet<_>| -> Vec<String> {
         let beyond = keys.iter().filter(|key| !ids.contains(&key.id));
-        beyond.map(|key| key.kid.clone().unwrap_or_else(|| "without kid".to_owned())).collect()
+        beyond.map(|key| key.name().to_owned()).collect()
     };
     let (added, removed) = (beyond(new, &old_ids), beyond(old, &new_ids));
     if !added.is_empty() || !removed.is_empty() {

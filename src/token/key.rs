@@ -18,6 +18,8 @@ const RSA_MODULUS_MIN: usize = 2048 / 8;
 /// More keys than this of one set are passed over: each may be tried for a token.
 const SET_MAX: usize = 64;
 
+const NAMELESS: &str = "without kid";
+
 /// Why a file gives no public key.
 #[derive(Debug, thiserror::Error)]
 #[error("auth.device_public_keys: {}: {problem}", path.display())]
@@ -71,7 +73,7 @@ impl VerifyingKey {
     }
 
     /// The public keys in a PEM file, at least one.
-    pub(super) fn of_file(path: &Path) -> Result<Vec<Self>, KeyFileError> {
+    pub fn of_file(path: &Path) -> Result<Vec<Self>, KeyFileError> {
         let read = || of_pem(&fs::read(path)?);
         read().map_err(|problem| KeyFileError { path: path.to_owned(), problem })
     }
@@ -82,6 +84,25 @@ impl VerifyingKey {
         let usable = set.keys.iter().filter_map(|key| Jwk::deserialize(key).ok()?.into_key());
         let keys: Vec<_> = usable.take(SET_MAX).collect();
         if keys.is_empty() { Err(SetError::NoKey(set.keys.len())) } else { Ok(keys) }
+    }
+
+    /// The names of those keys of a set that [`VerifyingKey::of_set`] passes over.
+    pub(super) fn passed_over(document: &[u8]) -> Result<Vec<String>, SetError> {
+        let set: Set = serde_json::from_slice(document).map_err(|_| SetError::NoSet)?;
+        let is_usable = |key: &serde_json::Value| Jwk::deserialize(key).ok().and_then(Jwk::into_key).is_some();
+        let (usable, others): (Vec<_>, Vec<_>) = set.keys.iter().partition(|key| is_usable(key));
+        let name = |key: &serde_json::Value| key["kid"].as_str().unwrap_or(NAMELESS).to_owned();
+        Ok(others.into_iter().chain(usable.into_iter().skip(SET_MAX)).map(name).collect())
+    }
+
+    /// Its name, for an operator.
+    pub fn name(&self) -> &str {
+        self.kid.as_deref().unwrap_or(NAMELESS)
+    }
+
+    /// What it is for, as tokens say it.
+    pub fn algorithm(&self) -> String {
+        format!("{:?}", self.algorithm)
     }
 }
 
