@@ -74,6 +74,7 @@ impl Start {
         for (webhook, moved) in webhooks {
             webhook.replace(moved);
         }
+        relay.set_before_send(&effective.config.callbacks);
         relay.set_limits(effective.config.limits);
         rates.set(&effective.config.limits);
         self.level.set(&effective.config.log.level);

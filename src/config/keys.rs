@@ -297,17 +297,17 @@ pub static KEYS: &[Key] = &[
         "callbacks.before_send.timeout_ms",
         Millis(1..=30_000, |c| &mut c.callbacks.before_send.timeout),
         "A send waits so long for the answer, and no longer.",
-    ),
+    ).takes(ReloadWhile("callbacks.before_send.url")),
     Key::new(
         "callbacks.before_send.concurrency",
         Count(1..=1_024, |c| &mut c.callbacks.before_send.concurrency),
         "How many of these questions run at once. More wait, within `timeout_ms`.",
-    ),
+    ).takes(ReloadWhile("callbacks.before_send.url")),
     Key::new(
         "callbacks.before_send.on_failure",
         OnFailure(|c| &mut c.callbacks.before_send_on_failure),
         "What becomes of a send when the question has no answer.",
-    ),
+    ).takes(ReloadWhile("callbacks.before_send.url")),
     Key::new(
         "callbacks.deny_networks",
         Networks(|c| &mut c.callbacks.deny_networks),

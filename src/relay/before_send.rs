@@ -2,14 +2,14 @@
 //!
 //! It is the only callback that ever sees an online-only message (CONTRACT.md 10.1): it is asked, and nothing of it is kept.
 
-use crate::config::{Callbacks, OnFailure};
+use crate::config::{Callbacks, OnFailure, Outlet};
 use crate::domain::message::{Draft, RawJson};
 use crate::domain::time::Timestamp;
 use crate::traces;
 use crate::webhook::client::{SetupError, Webhook};
 use crate::webhook::guard::Guard;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -39,12 +40,25 @@ pub struct Rejected(pub String);
 #[derive(Debug)]
 pub struct BeforeSend {
     webhook: Webhook,
-    places: Semaphore,
-    timeout: Duration,
-    on_failure: OnFailure,
+    terms: RwLock<Terms>,
     breaker: Mutex<Breaker>,
     answers: Family<AnswerLabel, Counter>,
     seconds: Histogram,
+}
+
+/// What may be said anew. A question that is under way ends by the terms that it began by.
+#[derive(Clone, Debug)]
+struct Terms {
+    places: Arc<Semaphore>,
+    timeout: Duration,
+    on_failure: OnFailure,
+}
+
+impl Terms {
+    fn of(config: &Callbacks) -> Self {
+        let Outlet { concurrency, timeout, .. } = config.before_send;
+        Self { places: Arc::new(Semaphore::new(concurrency)), timeout, on_failure: config.before_send_on_failure }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -85,9 +99,7 @@ impl BeforeSend {
         registry.register("before_send_seconds", "Time that sends waited for the answer", seconds.clone());
         Ok(Some(Self {
             webhook: Webhook::new(url, outlet, guard)?,
-            places: Semaphore::new(outlet.concurrency),
-            timeout: outlet.timeout,
-            on_failure: config.before_send_on_failure,
+            terms: RwLock::new(Terms::of(config)),
             breaker: Mutex::default(),
             answers,
             seconds,
@@ -99,10 +111,16 @@ impl BeforeSend {
         &self.webhook
     }
 
+    /// From now on by these `callbacks.before_send.*`, but for where it is.
+    pub fn set_terms(&self, config: &Callbacks) {
+        *self.terms.write() = Terms::of(config);
+    }
+
     /// The draft as it may be sent. Another payload in its place may have so many bytes.
     pub async fn ask(&self, mut draft: Draft, payload_bytes: usize) -> Result<Draft, Rejected> {
         let begun = Instant::now();
-        let decision = self.decide(&draft, payload_bytes).await;
+        let terms = self.terms.read().clone();
+        let decision = self.decide(&draft, payload_bytes, &terms).await;
         self.seconds.observe(begun.elapsed().as_secs_f64());
         let (answer, result) = match decision {
             Ok(Decision::Allow) => ("allow", Ok(draft)),
@@ -112,26 +130,26 @@ impl BeforeSend {
                 ("replace", Ok(draft))
             }
             Err(why) => {
-                tracing::warn!(%why, on_failure = ?self.on_failure, "a question before a send has no answer");
+                tracing::warn!(%why, on_failure = ?terms.on_failure, "a question before a send has no answer");
                 let unanswered = || Rejected("the service that is asked before a send did not answer".to_owned());
-                ("none", if self.on_failure == OnFailure::Allow { Ok(draft) } else { Err(unanswered()) })
+                ("none", if terms.on_failure == OnFailure::Allow { Ok(draft) } else { Err(unanswered()) })
             }
         };
         self.answers.get_or_create_owned(&AnswerLabel { answer }).inc();
         result
     }
 
-    async fn decide(&self, draft: &Draft, payload_bytes: usize) -> Result<Decision, String> {
+    async fn decide(&self, draft: &Draft, payload_bytes: usize, terms: &Terms) -> Result<Decision, String> {
         if !self.breaker.lock().may_ask(Instant::now()) {
             return Err("it has not answered for a while".to_owned());
         }
-        let result = self.put_question(draft, payload_bytes).await;
+        let result = self.put_question(draft, payload_bytes, terms).await;
         self.breaker.lock().heed(result.is_ok());
         result
     }
 
-    async fn put_question(&self, draft: &Draft, payload_bytes: usize) -> Result<Decision, String> {
-        let place = timeout(self.timeout, self.places.acquire()).await;
+    async fn put_question(&self, draft: &Draft, payload_bytes: usize, terms: &Terms) -> Result<Decision, String> {
+        let place = timeout(terms.timeout, terms.places.acquire()).await;
         let _place = place.map_err(|_| "too many questions are under way")?.map_err(|closed| closed.to_string())?;
         let limit = payload_bytes + ANSWER_ENVELOPE;
         let traced = traces::question(draft.trace.as_deref());

@@ -238,6 +238,13 @@ impl Relay {
         .filter_map(|(section, webhook, outlet)| Some((section, webhook?, outlet)))
     }
 
+    /// From now on sends are asked about by these terms, if they are at all.
+    pub fn set_before_send(&self, config: &config::Callbacks) {
+        if let Some(before_send) = &self.0.before_send {
+            before_send.set_terms(config);
+        }
+    }
+
     /// `store.retention_s`
     pub fn retention(&self) -> Duration {
         self.0.retention

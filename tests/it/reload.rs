@@ -234,3 +234,23 @@ fn rates_and_the_service_that_is_asked_before_a_send_are_read_anew() {
     node.reload(&of(&first, 0));
     assert_eq!([send().status, send().status], [201, 201]);
 }
+
+#[test]
+fn the_terms_of_the_question_before_a_send_are_read_anew() {
+    let service = Receiver::start();
+    service.answer(Reply::Hang);
+    let of = |terms: &str| {
+        let [base, url] = [auth(&[API_KEY], &[DEVICE_SECRET]), format!("http://{}/ask", service.addr())];
+        format!("{base}callbacks.before_send.url = '{url}'\ncallbacks.before_send.secrets = ['{SECRET}']\n{terms}")
+    };
+    let node = Node::setup().file(&of("callbacks.before_send.timeout_ms = 100\n")).start();
+    let send = || node.backend().send(chat(&["bob"], &json!(1)));
+    assert_eq!(send().status, 201, "the default is to allow");
+    let terms = "callbacks.before_send.timeout_ms = 200\ncallbacks.before_send.concurrency = 3\ncallbacks.before_send.on_failure = 'reject'\n";
+    let said = node.reload(&of(terms));
+    let changed = ["timeout_ms", "concurrency", "on_failure"].map(|key| format!("\"callbacks.before_send.{key}\""));
+    assert!(said.contains(&format!("changed=[{}]", changed.join(", "))), "{said}");
+    let begun = std::time::Instant::now();
+    send().problem(403, "forbidden");
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(200), "it waits for as long as is said now");
+}
