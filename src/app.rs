@@ -63,19 +63,23 @@ struct AdminDoor {
 
 /// Serves until a signal ends the process, and exports traces meanwhile. On the first start the credentials are shown once.
 pub async fn run(start: Start, exporter: Option<Exporter>) -> anyhow::Result<()> {
-    let serve = Box::pin(serve(start));
+    let mut registry = Registry::with_prefix("herenow");
+    if let Some(exporter) = &exporter {
+        exporter.register(&mut registry);
+    }
+    let serve = Box::pin(serve(start, registry));
     match exporter {
         Some(exporter) => exporter.during(serve).await,
         None => serve.await,
     }
 }
 
-async fn serve(start: Start) -> anyhow::Result<()> {
+async fn serve(start: Start, registry: Registry) -> anyhow::Result<()> {
     // From here on a signal is heeded: one that comes while all is being opened ends the process in order, too.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let hangup = signal(SignalKind::hangup());
     let config = &start.loaded.config;
-    let app = match App::build(config, &Schedule::default()).await {
+    let app = match App::build(config, &Schedule::default(), registry).await {
         // They would not be shown at the next start.
         Err(error) if start.first_start => {
             return Err(error.context(format!("the first start made credentials in {}", config.data_dir.display())));
@@ -94,11 +98,10 @@ async fn serve(start: Start) -> anyhow::Result<()> {
 
 impl App {
     /// Opens the planes, binds the sockets and starts the relay's own tasks. To be called on a tokio runtime; `schedule` is that of failed
-    /// callbacks.
-    pub async fn build(config: &Config, schedule: &Schedule) -> anyhow::Result<Self> {
+    /// callbacks; what can be measured is put into `registry`.
+    pub async fn build(config: &Config, schedule: &Schedule, mut registry: Registry) -> anyhow::Result<Self> {
         raise_open_files(config.stream.max);
         let tasks = Tasks::on_this_runtime();
-        let mut registry = Registry::with_prefix("herenow");
         let store = durable_plane(config, &tasks, &mut registry).await?;
         let plane = ephemeral_plane(config, &tasks, &mut registry).await?;
         let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;

@@ -64,7 +64,11 @@ enum ResultReply<'a> {
 #[utoipa::path(
     tag = "messages",
     operation_id = "send_batch",
-    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and messages give the first answers again, and nothing is sent twice.", min_length = 1, max_length = 124)),
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key and messages give the first answers again, and nothing is sent twice.", min_length = 1, max_length = 124),
+        ("traceparent" = Option<String>, Header, description = "The trace that the send belongs to (W3C Trace Context). A malformed one is as none."),
+        ("tracestate" = Option<String>, Header, description = "Goes on with `traceparent`."),
+    ),
     request_body = BatchBody,
     responses(
         (status = 207, description = "The results, in order", body = BatchReply),

@@ -236,6 +236,8 @@ pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, P
         SendQuery,
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body give the first answer again, and nothing is sent twice.", min_length = 1, max_length = 128),
         ("Prefer" = Option<String>, Header, description = "`respond-async`: an online-only send is answered 202 at once, without outcomes (RFC 7240)."),
+        ("traceparent" = Option<String>, Header, description = "The trace that the send belongs to (W3C Trace Context). A malformed one is as none."),
+        ("tracestate" = Option<String>, Header, description = "Goes on with `traceparent`."),
     ),
     request_body = super::schema::Send,
     responses(

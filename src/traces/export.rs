@@ -12,12 +12,12 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span, SpanData, SpanLimits, SpanProcessor};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use prost::Message;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, StatusCode, Url};
 use std::future::pending;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -44,8 +44,10 @@ const LINKS: u32 = 500;
 pub struct Exporter {
     spans: mpsc::Receiver<SpanData>,
     batch: Vec<SpanData>,
-    lost: Arc<AtomicU64>,
-    told: Option<Instant>,
+    lost: Counter,
+    /// So many of the lost ones were told of.
+    told: u64,
+    told_at: Option<Instant>,
     away: bool,
     client: Client,
     url: Url,
@@ -56,7 +58,7 @@ pub struct Exporter {
 pub fn start(otel: &Otel, node: &NodeId) -> reqwest::Result<Option<(SdkTracer, Exporter)>> {
     let Some(endpoint) = &otel.endpoint else { return Ok(None) };
     let (send, spans) = mpsc::channel(QUEUE);
-    let lost = Arc::new(AtomicU64::new(0));
+    let lost = Counter::default();
     let resource = Resource::builder_empty()
         .with_detector(Box::new(TelemetryResourceDetector))
         .with_attributes([
@@ -78,7 +80,8 @@ pub fn start(otel: &Otel, node: &NodeId) -> reqwest::Result<Option<(SdkTracer, E
         spans,
         batch: Vec::new(),
         lost: lost.clone(),
-        told: None,
+        told: 0,
+        told_at: None,
         away: false,
         client,
         url: traces_url(endpoint),
@@ -106,7 +109,7 @@ fn traces_url(endpoint: &Url) -> Url {
 #[derive(Debug)]
 struct Handover {
     spans: mpsc::Sender<SpanData>,
-    lost: Arc<AtomicU64>,
+    lost: Counter,
 }
 
 impl SpanProcessor for Handover {
@@ -114,7 +117,7 @@ impl SpanProcessor for Handover {
 
     fn on_end(&self, span: SpanData) {
         if self.spans.try_send(span).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.lost.inc();
         }
     }
 
@@ -136,6 +139,11 @@ enum Untaken {
 }
 
 impl Exporter {
+    /// Has the lost spans counted there too.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("spans_lost", "Spans that did not reach the collector", self.lost.clone());
+    }
+
     /// Exports while `work` goes on, and then what is left.
     pub async fn during<T>(mut self, work: impl Future<Output = T>) -> T {
         let done = CancellationToken::new();
@@ -199,7 +207,7 @@ impl Exporter {
             match self.post(body.clone()).await {
                 Ok(()) => return self.taken(),
                 Err(Untaken::Refused(status)) => {
-                    self.lost.fetch_add(spans, Ordering::Relaxed);
+                    self.lost.inc_by(spans);
                     return self.untaken(&format!("it answered {status}"));
                 }
                 Err(Untaken::Away(why)) => self.untaken(&why),
@@ -229,10 +237,12 @@ impl Exporter {
         if std::mem::take(&mut self.away) {
             tracing::info!("the trace collector takes spans again");
         }
-        let tells = self.told.is_none_or(|at| at.elapsed() > TELL_EVERY);
-        if tells && self.lost.load(Ordering::Relaxed) > 0 {
-            self.told = Some(Instant::now());
-            tracing::warn!(spans = self.lost.swap(0, Ordering::Relaxed), "spans were lost");
+        let tells = self.told_at.is_none_or(|at| at.elapsed() > TELL_EVERY);
+        let lost = self.lost.get();
+        if tells && lost > self.told {
+            self.told_at = Some(Instant::now());
+            tracing::warn!(spans = lost - self.told, "spans were lost");
+            self.told = lost;
         }
     }
 
@@ -257,7 +267,7 @@ mod tests {
         for _ in 0..QUEUE + 5 {
             drop(tracer.start("a"));
         }
-        assert_eq!((exporter.spans.len(), exporter.lost.load(Ordering::Relaxed)), (QUEUE, 5));
+        assert_eq!((exporter.spans.len(), exporter.lost.get()), (QUEUE, 5));
     }
 
     #[test]

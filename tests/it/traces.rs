@@ -285,3 +285,13 @@ fn a_collector_that_cannot_be_reached_keeps_no_process_from_ending() {
     assert!(node.stop().success());
     assert_eq!(node.log().matches("the trace collector does not take spans").count(), 1);
 }
+
+#[test]
+fn spans_that_the_collector_refuses_are_counted() {
+    let collector = Collector::start();
+    collector.answer(400);
+    let node = Node::with(&[&collector.setting()]);
+    assert!(node.metrics().contains("\nherenow_spans_lost_total 0\n"), "it is there before anything is lost");
+    send_in(&node, &traceparent("01"), &chat(&["bob"], &json!(1))).expect(201);
+    eventually_is("lost spans", || node.metric("herenow_spans_lost_total"), |lost| *lost > 0.0);
+}
