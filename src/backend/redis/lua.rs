@@ -118,10 +118,7 @@ macro_rules! with_version {
             end
             local function is_held_by(seat, holder) return string.sub(seat, 1, #holder) == holder end
             local function devices() return redis.call('HLEN', KEYS[1]) - redis.call('HEXISTS', KEYS[1], '') end
-            -- Only who isn't in yet is put in, as that is refused when Redis is full.
-            local function join()
-                if KEYS[2] and redis.call('SISMEMBER', KEYS[2], ARGV[1]) == 0 then redis.call('SADD', KEYS[2], ARGV[1]) end
-            end
+            local function join() if KEYS[2] then redis.call('SADD', KEYS[2], ARGV[1]) end end
             ",
             $code
         )

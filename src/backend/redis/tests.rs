@@ -1,5 +1,7 @@
 //! Planes of several nodes in one process, on real servers that are killed, emptied and cut off.
 
+mod online;
+
 use super::*;
 use crate::backend::conformance::directory;
 use crate::config::{Redis as RedisKeys, RedisMode, Secret};
