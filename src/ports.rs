@@ -95,6 +95,11 @@ pub trait Directory: Send + Sync + 'static {
     /// The presence of each user, in order. Seats of nodes that are known to be dead are left out.
     async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away>;
 
+    /// The seats alone of each user, in order: of many users it takes less than their presences.
+    async fn seats(&self, users: &[UserId]) -> Result<Vec<Vec<SeatInfo>>, Away> {
+        Ok(self.locate(users).await?.into_iter().map(|presence| presence.seats).collect())
+    }
+
     /// Whether who has no seat is offline. Not while the plane has forgotten everything, and nodes are about to say it again.
     fn knows_all(&self) -> bool;
 

@@ -107,22 +107,20 @@ impl Relay {
             online_only: true,
             sent_at,
         };
-        let presences = self.locate(users).await?;
+        let seats = self.seats_of_all(users).await?;
         let span = traces::offer(users.len());
         let sending = self.sending(&draft.mode, accepted);
         let offers = async {
-            if let ([user], [presence]) = (users, &presences[..]) {
+            if let ([user], [seats]) = (users, &seats[..]) {
                 let frame = |user: &UserId| message_frame(&message, user, None);
-                Report::new(draft, id, sent_at, vec![self.deliver(&sending, user, presence, frame).await])
+                Report::new(draft, id, sent_at, vec![self.deliver(&sending, user, seats, frame).await])
             } else if draft.show_recipients {
-                Report::new(draft, id, sent_at, self.deliver_to_all(&sending, &message, users, &presences).await)
+                Report::new(draft, id, sent_at, self.deliver_to_all(&sending, &message, users, &seats).await)
             } else {
                 // Most members of a large group are away, and nobody asked for their names.
-                let here = |(user, presence): (&UserId, Presence)| {
-                    (!presence.seats.is_empty()).then(|| (user.clone(), presence))
-                };
-                let (users_here, presences): (Vec<_>, Vec<_>) = users.iter().zip(presences).filter_map(here).unzip();
-                let reports = self.deliver_to_all(&sending, &message, &users_here, &presences).await;
+                let here = |(user, seats): (&UserId, Vec<SeatInfo>)| (!seats.is_empty()).then(|| (user.clone(), seats));
+                let (users_here, seats): (Vec<_>, Vec<_>) = users.iter().zip(seats).filter_map(here).unzip();
+                let reports = self.deliver_to_all(&sending, &message, &users_here, &seats).await;
                 let mut report = Report::new(draft, id, sent_at, reports);
                 report.summary.add(Outcome::Offline, users.len() - users_here.len());
                 report
@@ -138,30 +136,45 @@ impl Relay {
     /// Where these users are: fails rather than take one for offline of whom nothing is known.
     pub(super) async fn locate(&self, users: &[UserId]) -> Result<Vec<Presence>, Away> {
         let presences = traces::within(traces::locate(users.len()), self.0.plane.locate(users)).await?;
-        if !self.0.plane.knows_all() && presences.iter().any(|presence| presence.seats.is_empty()) {
-            return Err(Away("not every node has said yet who is online".into()));
-        }
+        self.check_known(presences.iter().map(|presence| &presence.seats))?;
         Ok(presences)
     }
 
-    async fn deliver_to_all(
-        &self,
-        sending: &Sending,
+    /// The same, for those who are to be sent something.
+    pub(super) async fn seats_of_all(&self, users: &[UserId]) -> Result<Vec<Vec<SeatInfo>>, Away> {
+        let seats = traces::within(traces::locate(users.len()), self.0.plane.seats(users)).await?;
+        self.check_known(seats.iter())?;
+        Ok(seats)
+    }
+
+    fn check_known<'a>(&self, mut seats: impl Iterator<Item = &'a Vec<SeatInfo>>) -> Result<(), Away> {
+        if !self.0.plane.knows_all() && seats.any(Vec::is_empty) {
+            return Err(Away("not every node has said yet who is online".into()));
+        }
+        Ok(())
+    }
+
+    async fn deliver_to_all<'a>(
+        &'a self,
+        sending: &'a Sending,
         message: &Message,
-        users: &[UserId],
-        presences: &[Presence],
+        users: &'a [UserId],
+        seats: &'a [Vec<SeatInfo>],
     ) -> Vec<RecipientReport> {
         let encoded = Encoded::new(message);
         let frame = |user: &UserId| encoded.for_recipient(user, None);
-        let deliver = |(user, presence)| self.deliver(sending, user, presence, frame);
+        let deliver_bite = |users: &'a [UserId], seats: &'a [Vec<SeatInfo>]| {
+            let pairs = users.iter().zip(seats);
+            pairs.map(move |(user, seats)| self.deliver(sending, user, seats, frame))
+        };
         if users.len() <= AT_ONCE {
-            return join_all(users.iter().zip(presences).map(deliver)).await;
+            return join_all(deliver_bite(users, seats)).await;
         }
         // Other sends on this thread are not to wait for a whole large group. Those to slow devices go on while the next ones begin.
         let mut under_way = FuturesOrdered::new();
         let mut reports = Vec::with_capacity(users.len());
-        for bite in users.iter().zip(presences).collect::<Vec<_>>().chunks(AT_ONCE) {
-            under_way.extend(bite.iter().map(|&(user, presence)| deliver((user, presence))));
+        for (users, seats) in users.chunks(AT_ONCE).zip(seats.chunks(AT_ONCE)) {
+            under_way.extend(deliver_bite(users, seats));
             while let Some(report) = under_way.next().now_or_never().flatten() {
                 reports.push(report);
             }
@@ -186,10 +199,10 @@ impl Relay {
         &self,
         sending: &Sending,
         user: &UserId,
-        presence: &Presence,
+        seats: &[SeatInfo],
         frame: impl Fn(&UserId) -> Frame,
     ) -> RecipientReport {
-        let (outcome, devices) = match (sending.deliver_to, &presence.seats[..]) {
+        let (outcome, devices) = match (sending.deliver_to, seats) {
             (_, []) => (Outcome::Offline, vec![]),
             (DeliverTo::OneDevice, seats) => self.to_one_device(sending, seats, &frame(user)).await,
             (DeliverTo::EveryDevice, seats) => self.to_every_device(sending, seats, &frame(user)).await,

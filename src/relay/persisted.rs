@@ -92,8 +92,8 @@ impl Relay {
             return vec![];
         }
         let later = now.plus(self.0.callbacks.push_grace());
-        match self.locate(users).await {
-            Ok(presences) => presences.iter().map(|p| if p.seats.is_empty() { now } else { later }).collect(),
+        match self.seats_of_all(users).await {
+            Ok(seats) => seats.iter().map(|seats| if seats.is_empty() { now } else { later }).collect(),
             Err(_) => vec![later; users.len()],
         }
     }
@@ -143,10 +143,10 @@ impl Relay {
 
     /// What can't be told is lost, and heals by the sequence rule.
     async fn tell_nodes_of(&self, users: Vec<UserId>, notice: impl Fn(Vec<UserId>) -> Notice + Send + Sync) {
-        let Ok(presences) = self.0.plane.locate(&users).await else { return };
+        let Ok(seats) = self.0.plane.seats(&users).await else { return };
         let mut by_node: HashMap<NodeId, Vec<UserId>> = HashMap::new();
-        for (user, presence) in users.iter().zip(&presences) {
-            for seat in presence.seats.iter().filter(|seat| seat.node != self.0.node) {
+        for (user, seats) in users.iter().zip(&seats) {
+            for seat in seats.iter().filter(|seat| seat.node != self.0.node) {
                 let told = by_node.entry(seat.node.clone()).or_default();
                 if told.last() != Some(user) {
                     told.push(user.clone());

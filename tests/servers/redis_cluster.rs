@@ -193,6 +193,13 @@ impl RedisCluster {
     /// A slot with all its keys goes over to another shard, as `redis-cli --cluster reshard` does it.
     #[track_caller]
     pub fn migrate_slot(&self, slot: u16, to: usize) {
+        self.begin_migration(slot, to);
+        self.finish_migration(slot, to);
+    }
+
+    /// From now on a slot is on its way to another shard, with none of its keys yet.
+    #[track_caller]
+    pub fn begin_migration(&self, slot: u16, to: usize) {
         let from = self.shard_of(slot);
         assert_ne!(from, to, "the slot is there already");
         let (source, target) = (self.master(from), self.master(to));
@@ -200,6 +207,22 @@ impl RedisCluster {
         let slot = slot.to_string();
         target.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source_id]);
         source.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target_id]);
+    }
+
+    /// One key goes over.
+    #[track_caller]
+    pub fn migrate_key(&self, key: &str, to: usize) {
+        let source = self.master(self.shard_of(self.slot_of(key)));
+        let port = self.master(to).address().port().to_string();
+        source.cli(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
+    }
+
+    /// All that is left goes over, and the slot.
+    #[track_caller]
+    pub fn finish_migration(&self, slot: u16, to: usize) {
+        let (source, target) = (self.master(self.shard_of(slot)), self.master(to));
+        let target_id = target.cli(&["CLUSTER", "MYID"]);
+        let slot = slot.to_string();
         let port = target.address().port().to_string();
         loop {
             let keys = source.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);

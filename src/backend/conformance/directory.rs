@@ -30,6 +30,7 @@ fn seat(u: &str, d: &str, connection: u64) -> SeatInfo {
 /// Runs all of them, each on a fresh directory.
 pub async fn all<D: Directory, F: Future<Output = D>>(fresh: impl Fn() -> F) {
     a_seat_is_located_until_it_is_withdrawn(&fresh().await).await;
+    of_many_users_those_who_are_here_are_found(&fresh().await).await;
     a_late_goodbye_never_removes_the_successor(&fresh().await).await;
     devices_are_bounded_but_replacements_are_not(&fresh().await).await;
     the_version_grows_with_every_change(&fresh().await).await;
@@ -73,6 +74,34 @@ async fn a_seat_is_located_until_it_is_withdrawn(d: &impl Directory) {
     assert_eq!(d.unseat(&seat("bob", "phone", 1)).await.unwrap(), Unseated::Absent, "only once");
     assert_eq!(d.locate(&[user("bob")]).await.unwrap()[0].seats.len(), 1);
     gone(d, "tv", 2).await;
+}
+
+async fn of_many_users_those_who_are_here_are_found(d: &impl Directory) {
+    let many: Vec<_> = (0..5_000).map(|n| user(&format!("u{n}"))).collect();
+    let here = async |users: &[UserId]| {
+        let seats = d.seats(users).await.unwrap();
+        assert_eq!(seats.len(), users.len());
+        let seats = seats.into_iter().enumerate();
+        seats.flat_map(|(n, seats)| seats.into_iter().map(move |seat| (n, seat.connection))).collect::<Vec<_>>()
+    };
+    d.seat(seat("u7", "phone", 1), 20).await.unwrap();
+    d.seat(seat("u7", "tv", 2), 20).await.unwrap();
+    d.seat(seat("u4999", "phone", 3), 20).await.unwrap();
+    d.seat(seat("u12", "phone", 4), 20).await.unwrap();
+    d.seat(seat("u12", "phone", 5), 20).await.unwrap();
+    for users in [&many[..], &many[4_998..], &[]] {
+        let located = d.locate(users).await.unwrap();
+        let located = located.into_iter().map(|presence| presence.seats).collect::<Vec<_>>();
+        assert_eq!(d.seats(users).await.unwrap(), located);
+    }
+    assert_eq!(here(&many).await, [(7, 1), (7, 2), (12, 5), (4_999, 3)]);
+    d.unseat(&seat("u7", "phone", 1)).await.unwrap();
+    d.unseat(&seat("u12", "phone", 4)).await.unwrap();
+    d.unseat(&seat("u4999", "phone", 3)).await.unwrap();
+    assert_eq!(here(&many).await, [(7, 2), (12, 5)]);
+    d.unseat(&seat("u7", "tv", 2)).await.unwrap();
+    d.seat(seat("u4999", "phone", 6), 20).await.unwrap();
+    assert_eq!(here(&many).await, [(12, 5), (4_999, 6)]);
 }
 
 async fn a_late_goodbye_never_removes_the_successor(d: &impl Directory) {

@@ -112,6 +112,10 @@ enum Kind {
     Unlisted,
     /// An entry of a node's list without its seat.
     Surplus,
+    /// A seat of a living node, of a user who is not in the set of who is online.
+    Unseen,
+    /// A user without a seat in the set of who is online.
+    Away,
     /// A living node that nobody listens for.
     Deaf,
     /// A living node that several listen for.
@@ -141,6 +145,16 @@ impl Kind {
                 format!("{count} entries of the list of node `{node}` lead to no seat"),
                 "they do no harm, and go when that node has been away from Redis, or starts",
             ),
+            Self::Unseen => (
+                Level::Error,
+                format!("{count} seats of node `{node}` are of users whom messages to large groups don't find"),
+                "restart that node, whose devices are then seated anew",
+            ),
+            Self::Away => (
+                Level::Warning,
+                format!("{count} users who are looked for in messages to large groups have no seat"),
+                "they do no harm, and each goes when the user has been here",
+            ),
             Self::Deaf => (
                 Level::Error,
                 format!("node `{node}` has a lease, but does not listen on its channel"),
@@ -160,8 +174,9 @@ impl Kind {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Amiss {
     kind: Kind,
+    /// Empty if it is of none.
     node: String,
-    /// Of a seat, its key, device and connection.
+    /// Of a seat, its key, device and connection; of a user without one, the key alone.
     seat: Option<(String, String, u64)>,
 }
 
@@ -173,6 +188,8 @@ struct Survey<'a> {
     nodes: usize,
     seats: usize,
     users: usize,
+    /// Members of the sets of who is online.
+    online: usize,
     amiss: BTreeSet<Amiss>,
 }
 
@@ -181,20 +198,25 @@ impl<'a> Survey<'a> {
         let (_, now_ms, leases) = leases(link, names, "", 0).await?;
         let nodes: BTreeSet<_> = leases.iter().map(|(run, _)| run.node.to_string()).collect();
         let roll = Roll::new(leases.clone(), now_ms, Instant::now(), 0);
-        let mut survey = Self { link, names, roll, nodes: 0, seats: 0, users: 0, amiss: BTreeSet::new() };
+        let mut survey = Self { link, names, roll, nodes: 0, seats: 0, users: 0, online: 0, amiss: BTreeSet::new() };
         for node in nodes.iter().filter_map(|node| NodeId::parse(node).ok()) {
             survey.listen_for(&node).await?;
         }
         for shard in link.info("server").await?.into_keys() {
             survey.scan_lists(&shard).await?;
             survey.scan_users(&shard).await?;
+            survey.scan_online(&shard).await?;
         }
         Ok(survey)
     }
 
     fn note(&mut self, kind: Kind, node: &NodeId, seat: Option<(String, String, u64)>) {
+        self.remember(Amiss { kind, node: node.to_string(), seat });
+    }
+
+    fn remember(&mut self, amiss: Amiss) {
         if self.amiss.len() < AMISS {
-            self.amiss.insert(Amiss { kind, node: node.to_string(), seat });
+            self.amiss.insert(amiss);
         }
     }
 
@@ -218,7 +240,7 @@ impl<'a> Survey<'a> {
         self.link.ask(shard, &command).await
     }
 
-    /// Every seat has its node, and is on its list.
+    /// Every seat has its node, is on its list, and its user is known to be online.
     async fn scan_users(&mut self, shard: &str) -> RedisResult<()> {
         let mut cursor = 0;
         loop {
@@ -238,6 +260,7 @@ impl<'a> Survey<'a> {
                 }
             }
             for seats in of_living.into_values() {
+                self.compare_with_online(&seats).await?;
                 self.compare_with_list(seats).await?;
             }
             if next == 0 || self.users >= USERS {
@@ -251,6 +274,16 @@ impl<'a> Survey<'a> {
         let Some(user) = self.names.user_of(key) else { return Vec::new() };
         let seats = fields.iter().filter_map(|(device, text)| decode(&user, device, text));
         seats.map(|seat| (key.to_owned(), seat)).collect()
+    }
+
+    async fn compare_with_online(&mut self, seats: &[(String, SeatInfo)]) -> RedisResult<()> {
+        let sets: Vec<_> =
+            seats.iter().map(|(_, seat)| (self.names.online(&seat.user), vec![seat.user.as_str()])).collect();
+        let found = self.link.members(&sets).await?.into_iter().flatten();
+        for ((key, seat), _) in seats.iter().zip(found).filter(|(_, is_in)| !is_in) {
+            self.note(Kind::Unseen, &seat.node, Some((key.clone(), seat.device.to_string(), seat.connection)));
+        }
+        Ok(())
     }
 
     /// Of one node.
@@ -300,6 +333,43 @@ impl<'a> Survey<'a> {
                 }
             }
             if next == 0 || seen >= USERS {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    /// Everybody who is said to be online has a seat.
+    async fn scan_online(&mut self, shard: &str) -> RedisResult<()> {
+        let mut cursor = 0;
+        loop {
+            let (next, sets) = self.scan(shard, &self.names.all_online(), cursor).await?;
+            for set in sets {
+                self.scan_set(&set).await?;
+            }
+            if next == 0 || self.online >= USERS {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    async fn scan_set(&mut self, set: &str) -> RedisResult<()> {
+        let mut cursor = 0_u64;
+        loop {
+            let mut command = redis::cmd("SSCAN");
+            command.arg(set).arg(cursor).arg("COUNT").arg(BITE);
+            let (next, members): (u64, Vec<String>) = self.link.run(&command).await?;
+            self.online += members.len();
+            let users: Vec<_> = members.iter().filter_map(|name| UserId::parse(name).ok()).collect();
+            let keys: Vec<_> = users.iter().map(|user| self.names.user(user)).collect();
+            let hashes = self.link.hashes(&keys).await?;
+            for (key, fields) in keys.into_iter().zip(hashes) {
+                if self.seats_of(&key, &fields).is_empty() {
+                    self.remember(Amiss { kind: Kind::Away, node: String::new(), seat: Some((key, String::new(), 0)) });
+                }
+            }
+            if next == 0 || self.online >= USERS {
                 return Ok(());
             }
             cursor = next;

@@ -12,7 +12,7 @@ use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo,
-    ProtocolVersion, PushInfo, RedisError, RedisResult, ServerErrorKind, TlsMode, Value,
+    ProtocolVersion, PushInfo, RedisError, RedisResult, ServerErrorKind, TlsMode, ToRedisArgs, Value,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -285,19 +285,27 @@ impl Link {
 impl Link {
     /// What these hashes hold, in one round trip.
     pub async fn hashes(&self, keys: &[String]) -> RedisResult<Vec<HashMap<String, String>>> {
+        self.all(keys.iter().map(|key| redis::cmd("HGETALL").arg(key).clone()).collect()).await
+    }
+
+    /// Which of these are members of these sets, in one round trip.
+    pub async fn members<T: ToRedisArgs>(&self, sets: &[(String, Vec<T>)]) -> RedisResult<Vec<Vec<bool>>> {
+        self.all(sets.iter().map(|(set, wanted)| redis::cmd("SMISMEMBER").arg(set).arg(wanted).clone()).collect()).await
+    }
+
+    /// Commands that only read, in one round trip.
+    async fn all<T: FromRedisValue>(&self, commands: Vec<Cmd>) -> RedisResult<Vec<T>> {
         match self {
             // An empty pipeline is an error.
-            Self::Single(_) if keys.is_empty() => Ok(vec![]),
+            Self::Single(_) if commands.is_empty() => Ok(vec![]),
             Self::Single(connection) => {
                 let mut pipeline = redis::pipe();
-                for key in keys {
-                    pipeline.hgetall(key);
+                for command in commands {
+                    pipeline.add_command(command);
                 }
                 pipeline.query_async(&mut connection.clone()).await
             }
-            Self::Cluster(_) => {
-                try_join_all(keys.iter().map(async |key| self.run(redis::cmd("HGETALL").arg(key)).await)).await
-            }
+            Self::Cluster(_) => try_join_all(commands.iter().map(|command| self.run(command))).await,
         }
     }
 
@@ -366,8 +374,7 @@ async fn in_cluster<T: FromRedisValue>(mut connection: ClusterConnection, comman
             (
                 ErrorKind::ClusterConnectionNotFound
                 | ErrorKind::Server(
-                    ServerErrorKind::TryAgain
-                    | ServerErrorKind::ClusterDown
+                    ServerErrorKind::ClusterDown
                     | ServerErrorKind::MasterDown
                     | ServerErrorKind::BusyLoading
                     | ServerErrorKind::ReadOnly,

@@ -1,11 +1,18 @@
-//! What Redis does in one step. Each script works on one key, so that it runs in a Cluster too.
+//! What Redis does in one step. Each script works on one key, so that it runs in a Cluster too; or on a user's hash and the set of who is
+//! online in the user's shard, which are in one slot.
+//!
+//! A user who has a seat is always in that set: a message to many is offered only to those who are. So it is joined before the seat is
+//! written, and left after the last one has gone: whatever else becomes of a script, a name too many costs a look-up, one too few is a user
+//! who is taken for offline.
 //!
 //! A seat is kept as `connection \n node \n state \n connected_at \n last_active_at` (names have no control characters). The first two lines
 //! say whose it is, and are what a compare-and-set compares. A user's version stands in the same hash under the empty name, followed by
 //! ` said` while the operator has been told, or is about to be, that the user is here.
 
 use super::link::Link;
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, Script, ServerErrorKind, ToRedisArgs};
+use super::names::Names;
+use crate::domain::seat::UserId;
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ServerErrorKind, ToRedisArgs};
 use std::sync::OnceLock;
 
 /// A script, run by its hash and sent whole where it isn't known yet.
@@ -21,7 +28,13 @@ impl Lua {
 
     /// On this key.
     pub fn on(&'static self, key: String) -> Call {
-        Call { lua: self, key, arguments: vec![] }
+        Call { lua: self, key, online: None, arguments: vec![] }
+    }
+
+    /// On the hash of this user and the set of who is online; the user is the first argument.
+    pub fn on_user(&'static self, names: &Names, user: &UserId) -> Call {
+        let call = Call { online: Some(names.online(user)), ..self.on(names.user(user)) };
+        call.arg(user.as_str())
     }
 }
 
@@ -29,6 +42,7 @@ impl Lua {
 pub(super) struct Call {
     lua: &'static Lua,
     key: String,
+    online: Option<String>,
     arguments: Vec<Vec<u8>>,
 }
 
@@ -38,21 +52,56 @@ impl Call {
         self
     }
 
-    pub async fn run<T: FromRedisValue>(self, link: &Link) -> RedisResult<T> {
+    pub async fn run<T: FromRedisValue>(&self, link: &Link) -> RedisResult<T> {
+        self.run_on(self.online.as_deref(), link).await
+    }
+
+    /// Runs a script that gives the user a seat.
+    ///
+    /// While a slot goes over to another master, a Cluster refuses what needs two keys of which one is there already and the other isn't, be
+    /// it that it is new. Then the set is joined by itself, and once more afterwards: a script elsewhere that found both keys may meanwhile
+    /// have taken the user out.
+    pub async fn run_joining<T: FromRedisValue>(&self, link: &Link) -> RedisResult<T> {
+        match (self.run(link).await, &self.online, self.arguments.first()) {
+            (Err(error), Some(online), Some(user)) if is_torn(&error) => {
+                let join = redis::cmd("SADD").arg(online).arg(user).clone();
+                link.run::<()>(&join).await?;
+                let done = self.run_on(None, link).await?;
+                link.run::<()>(&join).await?;
+                Ok(done)
+            }
+            (done, ..) => done,
+        }
+    }
+
+    /// Runs a script that takes a seat away. While a slot goes over to another master, the user stays in the set.
+    pub async fn run_leaving<T: FromRedisValue>(&self, link: &Link) -> RedisResult<T> {
+        match self.run(link).await {
+            Err(error) if is_torn(&error) => self.run_on(None, link).await,
+            done => done,
+        }
+    }
+
+    async fn run_on<T: FromRedisValue>(&self, online: Option<&str>, link: &Link) -> RedisResult<T> {
         let hash = self.lua.hash.get_or_init(|| Script::new(self.lua.code).get_hash().to_owned());
-        match link.run(&self.command("EVALSHA", hash)).await {
+        match link.run(&self.command("EVALSHA", hash, online)).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                link.run(&self.command("EVAL", self.lua.code)).await
+                link.run(&self.command("EVAL", self.lua.code, online)).await
             }
             done => done,
         }
     }
 
-    fn command(&self, verb: &str, script: &str) -> Cmd {
+    fn command(&self, verb: &str, script: &str, online: Option<&str>) -> Cmd {
         let mut command = redis::cmd(verb);
-        command.arg(script).arg(1).arg(&self.key).arg(&self.arguments);
+        command.arg(script).arg(1 + usize::from(online.is_some())).arg(&self.key).arg(online).arg(&self.arguments);
         command
     }
+}
+
+/// Of the keys of one slot, some have gone over to another master and others haven't.
+fn is_torn(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::TryAgain)
 }
 
 macro_rules! with_version {
@@ -68,50 +117,55 @@ macro_rules! with_version {
                 return version, before ~= ''
             end
             local function is_held_by(seat, holder) return string.sub(seat, 1, #holder) == holder end
+            local function devices() return redis.call('HLEN', KEYS[1]) - redis.call('HEXISTS', KEYS[1], '') end
+            local function join() if KEYS[2] then redis.call('SADD', KEYS[2], ARGV[1]) end end
             ",
             $code
         )
     };
 }
 
-/// device, seat, how many devices are allowed → 0, the seat that was replaced, and the version if the user has just come; or 1 and all there are.
+/// user, device, seat, how many devices are allowed → 0, the seat that was replaced, and the version if the user has just come; or 1 and all
+/// there are.
 pub(super) static SEAT: Lua = Lua::new(with_version!(
     r"
-    local old = redis.call('HGET', KEYS[1], ARGV[1])
-    if not old then
-        local devices = redis.call('HLEN', KEYS[1]) - redis.call('HEXISTS', KEYS[1], '')
-        if devices >= tonumber(ARGV[3]) then return {1, redis.call('HGETALL', KEYS[1]), false} end
-    end
-    redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+    local old = redis.call('HGET', KEYS[1], ARGV[2])
+    if not old and devices() >= tonumber(ARGV[4]) then return {1, redis.call('HGETALL', KEYS[1]), false} end
+    join()
+    redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
     redis.call('PERSIST', KEYS[1])
     local version, was_said = bump(' said')
     return {0, old, not was_said and version}
     "
 ));
 
-/// device, seat, holder, a seat that may be replaced → nothing if the holder has the seat now, else who has it.
+/// user, device, seat, holder, a seat that may be replaced → nothing if the holder has the seat now, else who has it.
 pub(super) static SEAT_AGAIN: Lua = Lua::new(with_version!(
     r"
-    local old = redis.call('HGET', KEYS[1], ARGV[1])
-    if old and is_held_by(old, ARGV[3]) then return false end
-    if old and old ~= ARGV[4] then return old end
-    redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+    join()
+    local old = redis.call('HGET', KEYS[1], ARGV[2])
+    if old and is_held_by(old, ARGV[4]) then return false end
+    if old and old ~= ARGV[5] then return old end
+    redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
     redis.call('PERSIST', KEYS[1])
     bump(' said')
     return false
     "
 ));
 
-/// device, holder, how long the version is remembered after the last one → 0: it wasn't there; 1: others are; else the version since the last
-/// has gone.
+/// user, device, holder, how long the version is remembered after the last one → 0: it wasn't there; 1: others are; else the version since
+/// the last has gone.
 pub(super) static UNSEAT: Lua = Lua::new(with_version!(
     r"
-    local old = redis.call('HGET', KEYS[1], ARGV[1])
-    if not old or not is_held_by(old, ARGV[2]) then return 0 end
-    redis.call('HDEL', KEYS[1], ARGV[1])
+    local old = redis.call('HGET', KEYS[1], ARGV[2])
+    local was_there = old and is_held_by(old, ARGV[3])
+    if was_there then redis.call('HDEL', KEYS[1], ARGV[2]) end
+    local is_last = devices() == 0
+    if is_last and KEYS[2] then redis.call('SREM', KEYS[2], ARGV[1]) end
+    if not was_there then return 0 end
     local version = bump()
-    if redis.call('HLEN', KEYS[1]) > 1 then return 1 end
-    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+    if not is_last then return 1 end
+    redis.call('PEXPIRE', KEYS[1], ARGV[4])
     return version
     "
 ));

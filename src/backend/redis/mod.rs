@@ -232,6 +232,10 @@ impl Directory for RedisPlane {
         self.0.locate(users).await
     }
 
+    async fn seats(&self, users: &[UserId]) -> Result<Vec<Vec<SeatInfo>>, Away> {
+        self.0.seats(users).await
+    }
+
     fn knows_all(&self) -> bool {
         self.0.standing.lock().knows_all(Instant::now())
     }

@@ -144,9 +144,9 @@ impl Plane {
     ) -> Result<(), LinkError> {
         let mut beaten: Option<(SeatInfo, String)> = None;
         for _ in 0..CONTESTS {
-            let call = SEAT_AGAIN.on(self.names.user(&seat.user)).arg(seat.device.as_str()).arg(encode(seat));
-            let call = call.arg(holder(&seat.node, seat.connection));
-            let found: Option<String> = call.arg(beaten.as_ref().map_or("", |(_, text)| text)).run(link).await?;
+            let call = SEAT_AGAIN.on_user(&self.names, &seat.user).arg(seat.device.as_str()).arg(encode(seat));
+            let call = call.arg(holder(&seat.node, seat.connection)).arg(beaten.as_ref().map_or("", |(_, text)| text));
+            let found: Option<String> = call.run_joining(link).await?;
             let Some(text) = found else {
                 if let Some((rival, _)) = beaten {
                     self.close(door, rival).await;

@@ -2,6 +2,7 @@
 
 use super::link::Link;
 use super::lua::{SEAT, TAKE_DEPARTURE, TOUCH, UNSEAT};
+use super::names::{SHARDS, shard};
 use super::{Plane, away};
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, Presence, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
@@ -15,6 +16,8 @@ const VERSION_KEPT: Duration = Duration::from_hours(24);
 
 /// So many users are asked for at once, lest the answer take too long.
 const LOCATED_AT_ONCE: usize = 1_000;
+/// So many sets of who is online; of a group of 100,000, some hundred members are looked for in each.
+const SETS_AT_ONCE: usize = 128;
 
 /// What the hash of a user holds.
 pub(super) type Fields = HashMap<String, String>;
@@ -81,9 +84,9 @@ impl Plane {
 
     async fn seat_noted(&self, link: &Link, seat: &SeatInfo, max_devices: usize) -> Result<Seated, SeatError> {
         for is_last_try in [false, true] {
-            let call = SEAT.on(self.names.user(&seat.user)).arg(seat.device.as_str()).arg(encode(seat));
+            let call = SEAT.on_user(&self.names, &seat.user).arg(seat.device.as_str()).arg(encode(seat));
             let (is_full, found, arrival): (bool, redis::Value, Option<u64>) =
-                call.arg(max_devices).run(link).await.map_err(away)?;
+                call.arg(max_devices).run_joining(link).await.map_err(away)?;
             if !is_full {
                 let older: Option<String> = redis::from_redis_value(found).map_err(away)?;
                 let replaced = older.and_then(|text| decode(&seat.user, seat.device.as_str(), &text));
@@ -133,8 +136,8 @@ impl Plane {
         connection: u64,
     ) -> RedisResult<Unseated> {
         let kept = u64::try_from(VERSION_KEPT.as_millis()).unwrap_or(u64::MAX);
-        let call = UNSEAT.on(self.names.user(user)).arg(device).arg(holder(node, connection)).arg(kept);
-        Ok(match call.run(link).await? {
+        let call = UNSEAT.on_user(&self.names, user).arg(device).arg(holder(node, connection)).arg(kept);
+        Ok(match call.run_leaving(link).await? {
             0 => Unseated::Absent,
             1 => Unseated::One,
             version => Unseated::Last(version),
@@ -192,6 +195,40 @@ impl Plane {
             presence.seats.retain(|seat| roll.is_live(&seat.node));
         }
         Ok(presences)
+    }
+
+    /// Of many users most are away: the sets of who is online tell whom to look for.
+    pub(super) async fn seats(&self, users: &[UserId]) -> Result<Vec<Vec<SeatInfo>>, Away> {
+        if users.len() <= LOCATED_AT_ONCE {
+            return Ok(self.locate(users).await?.into_iter().map(|presence| presence.seats).collect());
+        }
+        let places = self.online_among(users).await?;
+        let online: Vec<_> = places.iter().map(|place| users[*place].clone()).collect();
+        let mut seats = vec![vec![]; users.len()];
+        for (place, presence) in places.into_iter().zip(self.locate(&online).await?) {
+            seats[place] = presence.seats;
+        }
+        Ok(seats)
+    }
+
+    /// The places in the list of those who may have a seat; the others have none.
+    async fn online_among(&self, users: &[UserId]) -> Result<Vec<usize>, Away> {
+        let link = self.link()?;
+        let mut shards = vec![vec![]; SHARDS];
+        for (place, user) in users.iter().enumerate() {
+            shards[shard(user)].push(place);
+        }
+        let asked: Vec<_> = shards.into_iter().enumerate().filter(|(_, places)| !places.is_empty()).collect();
+        let mut online = vec![];
+        for bite in asked.chunks(SETS_AT_ONCE) {
+            let wanted = |(shard, places): &(usize, Vec<usize>)| {
+                (self.names.online_in(*shard), places.iter().map(|place| users[*place].as_str()).collect())
+            };
+            let found = link.members(&bite.iter().map(wanted).collect::<Vec<_>>()).await.map_err(away)?;
+            let answers = bite.iter().zip(found).flat_map(|((_, places), are_in)| places.iter().zip(are_in));
+            online.extend(answers.filter_map(|(place, is_in)| is_in.then_some(*place)));
+        }
+        Ok(online)
     }
 
     fn is_live(&self, node: &NodeId) -> bool {

@@ -1,5 +1,7 @@
 //! Planes of several nodes in one process, on real servers that are killed, emptied and cut off.
 
+mod online;
+
 use super::*;
 use crate::backend::conformance::directory;
 use crate::config::{Redis as RedisKeys, RedisMode, Secret};
@@ -718,6 +720,7 @@ async fn a_doctor_tells_each_thing_that_is_amiss(redis: &RedisKeys, cli: impl Fn
 
     cli(&["HDEL", &names.held(&a.id()), &unlisted.connection.to_string()]);
     cli(&["HDEL", &names.user(&unseated.user), "laptop"]);
+    cli(&["SREM", &names.online(&user("carol")), "carol"]);
     let ghost = SeatInfo { node: node_id("ghost"), ..unlisted.clone() };
     cli(&["HSET", &names.user(&user("dave")), "tv", &seats::encode(&ghost)]);
     cli(&["ZADD", &names.nodes(), "9e12", "0000000000000001 deaf"]);
@@ -729,6 +732,8 @@ async fn a_doctor_tells_each_thing_that_is_amiss(redis: &RedisKeys, cli: impl Fn
             "1 entries of the list of node `b` lead to no seat",
             "1 seats are of node `ghost`, which has no lease: nobody withdraws them",
             "1 seats of node `a` are not on its list: nobody withdraws them if it dies",
+            "1 seats of node `a` are of users whom messages to large groups don't find",
+            "1 users who are looked for in messages to large groups have no seat",
             "node `deaf` has a lease, but does not listen on its channel",
         ]
     );
