@@ -19,15 +19,18 @@ export function callbacks(session, openMessage) {
     return new URLSearchParams(Object.entries(asked).filter(([, value]) => value !== ''));
   };
 
+  // The end of an id is what tells it from others.
+  const short = (id) => `…${id.slice(-12)}`;
   const columns = [
     ['Since', ({ created_at: created }) => when(created)],
     ['Endpoint', ({ endpoint }) => endpoint],
     ['State', ({ state: word }) => state(word)],
-    ['For', ({ recipient }) => (recipient === undefined ? '–' : name(recipient))],
+    ['For', ({ recipient }) => (recipient === undefined ? null : name(recipient))],
     ['Attempts', ({ attempts }) => String(attempts)],
-    ['Next attempt', ({ next_attempt_at: next }) => (next === undefined ? '–' : when(next))],
-    ['Last error', ({ last_error: error }) => (error ? make('span', { class: 'error' }, [error.status, error.detail].filter(Boolean).join(' ')) : '–')],
-    ['Message', ({ message }) => make('button', { type: 'button', class: 'link code', click: () => openMessage(message), 'aria-label': `Message ${message}` }, message)],
+    ['Next attempt', ({ next_attempt_at: next }) => (next === undefined ? null : when(next))],
+    ['Last error', ({ last_error: error }) => (error ? make('span', { class: 'error' }, [error.status, error.detail].filter(Boolean).join(' ')) : null)],
+    ['Message', ({ message }) => make('button', { type: 'button', class: 'link code', title: message, 'aria-label': `Message ${message}`, click: () => openMessage(message) }, short(message))],
+    ['Webhook-id', ({ id }) => make('span', { class: 'code' }, id)],
     ['', (row) => (row.state === 'waiting' ? null : make('button', { type: 'button', 'aria-label': `Retry ${row.id}`, click: ({ target }) => retry(row, target) }, 'Retry'))],
   ];
 
@@ -119,8 +122,7 @@ export function callbacks(session, openMessage) {
       return { word, endpoint, number, button };
     }),
   );
-  const asOf = make('li', { class: 'quiet' }, '');
-  place.append(asOf);
+  const asOf = document.getElementById('as-of');
 
   let glances = 0;
   async function glance() {

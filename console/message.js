@@ -1,11 +1,9 @@
 // What became of a persisted message, and recalling it.
 
 import { segment, sourceOf } from './api.js';
-import { View, code, confirmed, counted, facts, make, name, state, table, when } from './parts.js';
+import { View, code, confirmed, counted, facts, make, name, names, state, table, when } from './parts.js';
 
-export const progress = ({ state: word, attempts }) => [state(word), ...(attempts > 0 ? [make('span', { class: 'quiet' }, ` ${counted(attempts, 'attempt')}`)] : [])];
-
-const names = (list) => (list.length === 0 ? '–' : list.flatMap((each, n) => (n === 0 ? [name(each)] : [', ', name(each)])));
+const progress = ({ state: word, attempts }) => [state(word), ...(attempts > 0 ? [make('span', { class: 'quiet' }, ` ${counted(attempts, 'attempt')}`)] : [])];
 
 export function message(session) {
   const view = new View('message', session);

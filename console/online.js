@@ -15,11 +15,11 @@ export function online(session) {
     const rows = json.users.flatMap((user) => (user.devices.length > 0 ? user.devices.map((device) => ({ user, device })) : [{ user }]));
     const columns = [
       ['User', ({ user }) => name(user.user)],
-      ['Device', ({ device }) => (device ? name(device.device) : '–')],
+      ['Device', ({ device }) => (device ? name(device.device) : null)],
       ['State', ({ device }) => state(device?.state ?? 'offline')],
-      ['Connected', ({ device }) => (device ? when(device.connected_at) : '–')],
-      ['Last active', ({ device }) => (device ? when(device.last_active_at) : '–')],
-      ['Node', ({ device }) => (device ? make('span', { class: 'code' }, device.node) : '–')],
+      ['Connected', ({ device }) => (device ? when(device.connected_at) : null)],
+      ['Last active', ({ device }) => (device ? when(device.last_active_at) : null)],
+      ['Node', ({ device }) => (device ? make('span', { class: 'code' }, device.node) : null)],
       ['', ({ user, device }) => (device ? kickButtons(user, device) : null)],
     ];
     view.result.replaceChildren(table('Devices', columns, rows).element);

@@ -16,7 +16,9 @@ export function make(tag, attributes = {}, ...children) {
 /** A name that somebody chose: its characters stay among themselves, whichever direction they write in. */
 export const name = (text) => make('bdi', { class: 'name' }, text);
 
-/** The same within a sentence: U+2068 and U+2069 isolate it. */
+export const names = (list) => list.flatMap((text, n) => (n === 0 ? [name(text)] : [', ', name(text)]));
+
+/** A name within a sentence: U+2068 and U+2069 isolate it. */
 export const quoted = (text) => `“\u2068${text}\u2069”`;
 
 export const code = (text) => make('code', {}, text);

@@ -1,7 +1,7 @@
 // Sending a message, and what became of it at each recipient.
 
 import { NoAnswer, Unfit } from './api.js';
-import { View, code, counted, lines, make, name, state, table } from './parts.js';
+import { View, code, counted, lines, make, name, names, state, table } from './parts.js';
 
 /** `crypto.randomUUID` is only there over TLS and on this machine. */
 const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
@@ -52,7 +52,7 @@ export function send(session, openMessage) {
       ? [
           ['Recipient', ({ user }) => name(user)],
           ['Outcome', ({ outcome }) => state(outcome)],
-          ['Devices', ({ devices }) => (devices.length === 0 ? '–' : devices.flatMap((each, n) => (n === 0 ? [name(each)] : [', ', name(each)])))],
+          ['Devices', ({ devices }) => names(devices)],
         ]
       : [
           ['Recipient', ({ user }) => name(user)],
