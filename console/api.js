@@ -77,7 +77,7 @@ export async function ask(method, path, { key, body, headers = {}, signals = [],
 
 /** What stands for a member of a JSON object, as it was written: parsing rounds large numbers. */
 export function sourceOf(text, member) {
-  const tokens = /"(?:[^"\\]|\\.)*"|[{}[\],:]/g;
+  const tokens = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]/g;
   let depth = 0;
   let last = null;
   let start = null;

@@ -64,6 +64,7 @@ export function callbacks(session, openMessage) {
   }
 
   async function retry({ id, endpoint }, button) {
+    if (button.hasAttribute('aria-disabled')) return;
     const done = await view.change((ask) => ask('POST', `/v1/callbacks/${id}/retry`));
     if (!done) return;
     // It stays in its line, so that the others stay where they are.

@@ -56,7 +56,7 @@ const ROWS_AT_ONCE = 200;
 export function table(caption, columns, rows) {
   // The roles are said outright, since a narrow screen's layout would take them from the elements.
   const body = make('tbody', { role: 'rowgroup' });
-  const head = columns.map(([title]) => make('th', { role: 'columnheader', scope: 'col' }, title));
+  const head = columns.map(([title]) => make('th', { role: 'columnheader', scope: 'col' }, title === '' ? make('span', { class: 'unseen' }, 'Actions') : title));
   const more = make('button', { type: 'button', class: 'more', click: () => show() });
   let waiting = [];
   const show = () => {
@@ -173,7 +173,10 @@ export class View {
   }
 
   async #do(act, changes) {
-    if (this.#now?.changes) return false;
+    if (this.#now?.changes) {
+      this.report.say('The one before is still under way.');
+      return false;
+    }
     this.#now?.stop.abort();
     const now = { changes, stop: new AbortController() };
     this.#now = now;
