@@ -181,6 +181,20 @@ describe('/console', { timeout: 180_000 }, () => {
     await until('all were told', () => devices.every(({ byes }) => byes[0] === 'kicked'));
   });
 
+  it('says what a browser can’t ask, rather than ask for something else', async (t) => {
+    const bob = user('bob');
+    const dots = await device(t, bob, '..');
+    const { page, region, says, urls } = await at(t, 'Online');
+    await region.getByLabel('Users').fill(bob);
+    await region.getByRole('button', { name: 'Look up' }).click();
+    await region.getByRole('button', { name: /^Kick/ }).click();
+    const before = urls.filter((url) => url.includes('/v1/users/')).length;
+    await confirm(page, 'Kick', /^Kick /);
+    await says('A browser can’t ask for the path');
+    assert.equal(urls.filter((url) => url.includes('/v1/users/')).length, before);
+    assert.deepEqual(dots.byes, []);
+  });
+
   it('sends to who is here now, and shows what became of it', async (t) => {
     const [bob, carol] = [user('bob'), user('carol')];
     const phone = await device(t, bob);
