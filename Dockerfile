@@ -13,6 +13,7 @@ RUN mkdir src benches \
  && rm -r src
 
 COPY migrations migrations
+COPY console console
 COPY examples examples
 COPY src src
 # With the lines of a backtrace, but in half the space.

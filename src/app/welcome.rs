@@ -35,7 +35,7 @@ fn text(config: &Config, address: SocketAddr, first_start: bool) -> String {
         "\nherenow {version} listens on {url}\n{made} {credentials}\n\n\
         Listen as Bob, in one terminal:\n  {listen}\n\n\
         Send to him from another:\n  {send}\n{page}\n\
-        The API in a browser: {url}/docs/\n\n",
+        The API in a browser: {url}/docs/\nWho is online, what became of messages and callbacks: {url}/console\n\n",
         version = env!("CARGO_PKG_VERSION"),
     )
 }

@@ -4,6 +4,7 @@
 //! (`app` decides), and it answers only pages that it served itself: a foreign page could otherwise ask by the visitor's browser.
 
 use super::auth::Keys;
+use super::pages::file;
 use super::problem::{Code, Problem};
 use super::rates::RateLimits;
 use super::{auth, body, messages, tokens};
@@ -16,20 +17,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 const TOKEN_TTL: Duration = Duration::from_mins(10);
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Adds the example's routes.
 pub(super) fn routes(config: &mut ServiceConfig) {
     config.service(page).service(style).service(script).service(create_session).service(send_message);
-}
-
-fn file(content_type: &str, text: &'static str) -> HttpResponse {
-    HttpResponse::Ok()
-        .content_type(content_type)
-        .insert_header(("Content-Security-Policy", CONTENT_SECURITY_POLICY))
-        .insert_header(("Cache-Control", "no-cache"))
-        .insert_header(("X-Content-Type-Options", "nosniff"))
-        .body(text)
 }
 
 #[get("/examples/typing")]

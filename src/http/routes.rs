@@ -3,7 +3,9 @@
 use super::auth::Keys;
 use super::problem::{Code, Problem};
 use super::rates::RateLimits;
-use super::{answer, batch, callbacks, devices, examples, groups, messages, openapi, ops, presence, stream, tokens};
+use super::{
+    answer, batch, callbacks, console, devices, examples, groups, messages, openapi, ops, presence, stream, tokens,
+};
 use crate::relay::handle::Relay;
 use actix_cors::Cors;
 use actix_web::body::MessageBody;
@@ -94,6 +96,7 @@ fn api(config: &mut ServiceConfig) {
         .service(ops::healthz)
         .service(ops::readyz)
         .service(ops::openapi)
+        .configure(console::routes)
         .route("/docs", web::get().to(docs))
         .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", openapi::document()));
 }
@@ -130,9 +133,10 @@ fn allowed(path: &str) -> Option<&'static str> {
         ["v1", "groups", _, "members", _] => Some("PUT, DELETE"),
         ["v1", "stream" | "inbox" | "callbacks"]
         | ["v1", "users", _, "presence"]
-        | ["healthz" | "readyz" | "openapi.json" | "docs"]
+        | ["healthz" | "readyz" | "openapi.json" | "docs" | "console"]
         | ["examples", "typing"]
         | ["examples", "typing", "style.css" | "app.js"] => Some("GET"),
+        ["console", file] if console::has(file) => Some("GET"),
         ["v1", "users", _, "devices", _] | ["v1", "groups", _] => Some("DELETE"),
         _ => None,
     }

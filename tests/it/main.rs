@@ -9,6 +9,7 @@ mod before_send;
 mod callbacks;
 mod cli_live;
 mod cluster;
+mod console;
 mod cors;
 mod crash;
 mod credentials;
