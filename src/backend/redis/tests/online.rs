@@ -81,7 +81,9 @@ async fn anything(node: &Node, other: &Node, who: &str, device: &str, choice: u3
             }
         }
         8 => {
-            drop(node.plane.touch(&user(who), &DeviceId::parse(device).unwrap(), None, Timestamp::now()).await.unwrap());
+            drop(
+                node.plane.touch(&user(who), &DeviceId::parse(device).unwrap(), None, Timestamp::now()).await.unwrap(),
+            );
         }
         _ => node.plane.0.reconcile().await.unwrap(),
     }
