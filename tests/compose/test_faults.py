@@ -123,7 +123,7 @@ def test_a_node_that_is_killed_loses_nothing_and_is_not_waited_for(doors: dict[s
         with Sender(doors["nginx"], bob) as sender:
             compose("kill", "--signal", "KILL", "node2")
             until("the next device gets it", lambda: doors["node1"].signal("alice", carol, "now") == "delivered", 3)
-            assert "now" in phone.payloads()
+            until("the phone shows it", lambda: "now" in phone.payloads())
             until("all devices are on the other node", lambda: {device.nodes[-1] for device in devices} == {"node1"})
             presence = lambda: {one["device"] for one in doors["node1"].must("GET", f"/v1/users/{carol}/presence")["devices"]}
             until("what was on it is offline", lambda: presence() == {"phone"}, LEASE_S + 2)
