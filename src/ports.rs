@@ -411,6 +411,8 @@ pub enum Appended {
     New(Stored, Vec<Callback>),
     /// The key was used with the same body: the first answer.
     Repeat(Stored),
+    /// The key was used with the same body, and that first send is still being written.
+    InProgress,
     /// The key was used with another body.
     OtherBody,
 }

@@ -207,6 +207,7 @@ impl Relay {
         match self.send_persisted(draft, users, key, now).await? {
             Appended::New(stored, _) => Ok(Sent { answer: Answer::Persisted(stored), replayed: false, show }),
             Appended::Repeat(stored) => Ok(Sent { answer: Answer::Persisted(stored), replayed: true, show }),
+            Appended::InProgress => Err(Error::KeyInProgress),
             Appended::OtherBody => Err(Error::KeyReused),
         }
     }

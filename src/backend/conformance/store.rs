@@ -101,7 +101,7 @@ fn traced(mut append: Append, state: Option<&str>) -> Append {
 pub async fn sent(store: &dyn Store, append: Append) -> (Stored, Vec<Callback>) {
     match store.append(append).await.unwrap() {
         Appended::New(stored, callbacks) => (stored, callbacks),
-        other @ (Appended::Repeat(_) | Appended::OtherBody) => panic!("not new: {other:?}"),
+        other @ (Appended::Repeat(_) | Appended::InProgress | Appended::OtherBody) => panic!("not new: {other:?}"),
     }
 }
 

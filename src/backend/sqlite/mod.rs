@@ -168,7 +168,7 @@ impl Store for SqliteStore {
         let (appended, leased) = self.write(append_size(&new), move |db| db.append(&new)).await?;
         Ok(match appended {
             Appended::New(stored, _) => Appended::New(stored, leased.take()),
-            Appended::Repeat(_) | Appended::OtherBody => appended,
+            Appended::Repeat(_) | Appended::InProgress | Appended::OtherBody => appended,
         })
     }
 
