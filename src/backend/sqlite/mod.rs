@@ -9,6 +9,7 @@ mod columns;
 mod content;
 mod devices;
 mod doctor;
+mod fanout;
 mod groups;
 mod jobs;
 mod leases;
@@ -28,6 +29,7 @@ pub use backup::{BackupError, Copied, backup};
 pub use doctor::examine;
 pub use schema::OpenError;
 
+use super::durable::fanout as large;
 use super::durable::metrics::Metrics;
 use super::durable::queue::{Size, append_size, closed};
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
@@ -40,6 +42,7 @@ use crate::ports::{
 };
 use async_trait::async_trait;
 use checkpoint::Stop;
+use fanout::Fanouts;
 use jobs::{Queue, Task};
 use leases::{Leased, Leases};
 use parking_lot::Mutex;
@@ -83,13 +86,14 @@ pub struct SqliteStore {
     queue: Arc<Queue>,
     readers: Arc<Readers>,
     leases: Arc<Leases>,
+    fanouts: large::Worker<Fanouts>,
     inbox_max: u64,
     stop: Arc<Stop>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl SqliteStore {
-    /// Opens the database in `dir`, made if there is none, and starts its threads.
+    /// Opens the database in `dir`, made if there is none, and starts its threads and its task. Within a runtime.
     pub fn open(dir: &Path, options: &Options, registry: &mut Registry) -> Result<Arc<Self>, OpenError> {
         let path = dir.join(FILE);
         let metrics = Metrics::new(registry);
@@ -105,10 +109,12 @@ impl SqliteStore {
         };
         let writer = Writer::open(path.clone(), parts)?;
         let stop = Arc::new(Stop::default());
+        let steps = Fanouts { queue: Arc::clone(&queue), readers: Arc::clone(&readers), leases: Arc::clone(&leases) };
         let store = Arc::new(Self {
             queue,
             readers,
             leases,
+            fanouts: large::Worker::start(Arc::new(steps)),
             inbox_max: options.inbox_max,
             stop: Arc::clone(&stop),
             threads: Mutex::default(),
@@ -143,9 +149,7 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnMut(&mut Writing<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel();
-        self.queue.push(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| closed())?
+        jobs::write(&self.queue, size, run).await
     }
 }
 
@@ -165,7 +169,11 @@ impl Drop for SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn append(&self, new: Append) -> Result<Appended, StoreError> {
-        let (appended, leased) = self.write(append_size(&new), move |db| db.append(&new)).await?;
+        let (appended, leased) = if new.recipients.len() > large::BITE {
+            self.fanouts.append(new).await?
+        } else {
+            self.write(append_size(&new), move |db| db.append(&new)).await?
+        };
         Ok(match appended {
             Appended::New(stored, _) => Appended::New(stored, leased.take()),
             Appended::Repeat(_) | Appended::InProgress | Appended::OtherBody => appended,
@@ -183,8 +191,18 @@ impl Store for SqliteStore {
         lease: bool,
         now: Timestamp,
     ) -> Result<Option<Recalled>, StoreError> {
-        let recalled = self.write(Size::BITE, move |db| db.recall(id, callback, lease, now)).await?;
-        Ok(recalled.map(|(recalled, leased)| Recalled { callback: leased.take().pop(), ..recalled }))
+        let found = self.readers.read(move |db| recall::recipients(db, id, now)).await?;
+        let Some(recipients) = found else { return Ok(None) };
+        let wait = large::Wait::begin();
+        loop {
+            match self.write(Size::BITE, move |db| db.recall(id, callback, lease, now)).await? {
+                recall::Outcome::Absent => return Ok(None),
+                recall::Outcome::BeingWritten => wait.again().await?,
+                recall::Outcome::Done(leased) => {
+                    return Ok(Some(Recalled { recipients, callback: leased.take().pop() }));
+                }
+            }
+        }
     }
 
     async fn change_members(&self, group: &GroupId, change: MemberChange, max: usize) -> Result<Changed, StoreError> {
@@ -301,6 +319,7 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
+        self.fanouts.close().await;
         let threads = self.end_threads();
         let _ = tokio::task::spawn_blocking(move || join(threads)).await;
     }
