@@ -3,7 +3,7 @@
 
 use super::append::Told;
 use super::columns::{id, spots, time};
-use super::jobs::{Queue, write};
+use super::jobs::{Queue, relieve, write};
 use super::leases::{Leased, Leases};
 use super::read::named;
 use super::readers::Readers;
@@ -97,7 +97,7 @@ impl Steps for Fanouts {
 
     async fn bite(&self, fanout: &mut Fanout) -> std::result::Result<bool, StoreError> {
         let (plan, first) = (Arc::clone(&fanout.plan), fanout.done.len());
-        let spots = write(&self.queue, Size::BITE, move |db| db.bite(&plan, first)).await?;
+        let spots = relieve(&self.queue, Size::BITE, move |db| db.bite(&plan, first)).await?;
         fanout.done.extend(spots);
         Ok(fanout.done.len() < fanout.plan.recipients.len())
     }
@@ -106,7 +106,7 @@ impl Steps for Fanouts {
         let Fanout { plan, done } = fanout;
         let (of, list) = (Arc::clone(&plan), encode(&done));
         let size = Size { rows: 4, bytes: list.len() * 2 };
-        let leased = write(&self.queue, size, move |db| db.complete(&of, &list)).await?;
+        let leased = relieve(&self.queue, size, move |db| db.complete(&of, &list)).await?;
         let places = done.into_iter().map(|spot| spot.1);
         let stored = Stored {
             id: plan.message,

@@ -21,6 +21,18 @@ where
     answer.await.map_err(|_| closed())?
 }
 
+/// The same for what takes load off the store, or is a further part of what it has taken on: it isn't refused, and is bounded by who hands
+/// it in.
+pub(super) async fn relieve<T, F>(queue: &Queue, size: Size, run: F) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: FnMut(&mut Writing<'_>) -> rusqlite::Result<T> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    queue.push_relief(Box::new(Task::new(run, reply)), size)?;
+    answer.await.map_err(|_| closed())?
+}
+
 /// Something to be written. It may be run more than once, each time in a transaction in which it hasn't run yet.
 pub(super) trait Job: Send {
     fn run(&mut self, db: &mut Writing<'_>) -> rusqlite::Result<()>;

@@ -31,7 +31,7 @@ pub use schema::OpenError;
 
 use super::durable::fanout as large;
 use super::durable::metrics::Metrics;
-use super::durable::queue::{Size, append_size, closed};
+use super::durable::queue::{Size, append_size};
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, GroupId, UserId};
@@ -43,7 +43,7 @@ use crate::ports::{
 use async_trait::async_trait;
 use checkpoint::Stop;
 use fanout::Fanouts;
-use jobs::{Queue, Task};
+use jobs::Queue;
 use leases::{Leased, Leases};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -52,7 +52,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
-use tokio::sync::oneshot;
 use uuid::Uuid;
 use writer::{Parts, Rules, Writer, Writing};
 
@@ -270,13 +269,11 @@ impl Store for SqliteStore {
         // Held until the rows are written, or can't be: either way the leases end, so that what wasn't settled is tried again.
         let held = Leased::new(&self.leases, settlements.iter().map(|s| s.callback.clone()).collect());
         let size = Size { rows: settlements.len() * 2, bytes: settlements.len() * 256 };
-        let (reply, answer) = oneshot::channel();
         let run = move |db: &mut Writing<'_>| {
             let _held = &held;
             settlements.iter().try_for_each(|settlement| db.settle(settlement))
         };
-        self.queue.push_relief(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| closed())?
+        jobs::relieve(&self.queue, size, run).await
     }
 
     async fn callbacks(&self, filter: CallbackFilter) -> Result<Vec<CallbackEntry>, StoreError> {
