@@ -116,7 +116,7 @@ impl Dispatcher {
     }
 
     fn heed_courier(&mut self) {
-        self.courier = self.parts.couriers.borrow_and_update().clone();
+        self.courier.clone_from(&self.parts.couriers.borrow_and_update());
         if let Some(courier) = &self.courier {
             self.health.set_concurrency(courier.concurrency);
             self.ledger.wake();
