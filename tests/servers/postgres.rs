@@ -1,5 +1,6 @@
 //! A PostgreSQL server, with databases that live as long as a test.
 
+use super::authority::{Authority, CERTIFICATE, KEY};
 use super::process::{Process, Slot, directory, free_port, local, program, wait_for};
 use std::fs;
 use std::io::{Read, Write};
@@ -38,9 +39,26 @@ impl Postgres {
     /// With further settings, `name=value`, stronger than those for all tests.
     #[track_caller]
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_as(None, settings)
+    }
+
+    /// One that speaks TLS, too, known by a certificate of this authority for this name.
+    #[track_caller]
+    pub fn secure(authority: &Authority, name: &str) -> Self {
+        // The paths are relative to its data.
+        let files = [("ssl_cert_file", CERTIFICATE), ("ssl_key_file", KEY)];
+        let files = files.map(|(setting, file)| format!("{setting}=../{file}"));
+        Self::start_as(Some((authority, name)), &["ssl=on", &files[0], &files[1]])
+    }
+
+    #[track_caller]
+    fn start_as(known: Option<(&Authority, &str)>, settings: &[&str]) -> Self {
         let directory = directory();
+        if let Some((authority, name)) = known {
+            authority.certify(name, directory.path());
+        }
         if let Some(user) = other_user() {
-            assert!(Command::new("chown").arg(user).arg(directory.path()).status().unwrap().success());
+            assert!(Command::new("chown").args(["-R", user]).arg(directory.path()).status().unwrap().success());
         }
         let words = ["-D", "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"];
         let mut initdb = run("initdb", &words.map(str::to_owned), directory.path());

@@ -50,6 +50,9 @@ pub enum ConnectError {
     /// `store.url` can't be read.
     #[error("`store.url` is wrong")]
     Url(#[source] tokio_postgres::Error),
+    /// It asks for a server whose name isn't looked at.
+    #[error("`store.url`: `sslmode=verify-ca` isn't offered; `verify-full` looks at the issuer and the name")]
+    IssuerOnly,
     /// TLS can't be set up.
     #[error("TLS can't be set up")]
     Tls(#[from] rustls::Error),
@@ -152,6 +155,11 @@ impl Failure {
 
 /// Reads `store.url` and fills in what it doesn't say.
 pub(super) fn config(url: &str) -> Result<Config, ConnectError> {
+    if url.contains("sslmode=verify-ca") {
+        return Err(ConnectError::IssuerOnly);
+    }
+    // The driver doesn't know the name that libpq has for what `require` means here.
+    let url = url.replace("sslmode=verify-full", "sslmode=require");
     let mut config: Config = url.parse().map_err(ConnectError::Url)?;
     if config.get_application_name().is_none() {
         config.application_name("herenow");
@@ -373,6 +381,9 @@ mod tests {
         assert_eq!(chosen.get_connect_timeout(), Some(&Duration::from_secs(1)));
         assert_eq!(chosen.get_keepalives_idle(), Duration::from_secs(9));
         assert_eq!(chosen.get_target_session_attrs(), TargetSessionAttrs::ReadOnly);
+        assert_eq!(plain.get_ssl_mode(), SslMode::Prefer);
+        assert_eq!(config("postgres://u@h/d?sslmode=verify-full").unwrap().get_ssl_mode(), SslMode::Require);
+        assert!(matches!(config("postgres://u@h/d?sslmode=verify-ca"), Err(ConnectError::IssuerOnly)));
         assert!(matches!(config("postgres://u@h/d?sslmode=nonsense"), Err(ConnectError::Url(_))));
     }
 }
