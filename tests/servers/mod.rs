@@ -4,6 +4,7 @@
 //! A server ends with the test process, however that ends. A program that is missing fails the test: it is never skipped.
 
 pub mod authority;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
 /// It refuses to run as root.
-const USER: &str = "postgres";
+pub(super) const USER: &str = "postgres";
 
 /// See the module's text.
 pub struct Postgres {
@@ -57,9 +57,7 @@ impl Postgres {
         if let Some((authority, name)) = known {
             authority.certify(name, directory.path());
         }
-        if let Some(user) = other_user() {
-            assert!(Command::new("chown").args(["-R", user]).arg(directory.path()).status().unwrap().success());
-        }
+        hand_over(directory.path());
         let words = ["-D", "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"];
         let mut initdb = run("initdb", &words.map(str::to_owned), directory.path());
         initdb.wait();
@@ -224,8 +222,15 @@ fn find(name: &str) -> PathBuf {
     program(name, "postgresql", &folders)
 }
 
+/// Gives a directory, with all that is in it, to who runs the server.
+pub(super) fn hand_over(directory: &Path) {
+    if let Some(user) = other_user() {
+        assert!(Command::new("chown").args(["-R", user]).arg(directory).status().unwrap().success());
+    }
+}
+
 /// Who runs the server if we must not.
-fn other_user() -> Option<&'static str> {
+pub(super) fn other_user() -> Option<&'static str> {
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     is_root.then_some(USER)
 }
