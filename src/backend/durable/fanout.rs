@@ -68,7 +68,14 @@ impl<S: Steps> Worker<S> {
     pub fn start(steps: Arc<S>) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING);
         let (stop, stopped) = watch::channel(false);
-        let running = Running { steps, waiting, stopped, left_over: VecDeque::new(), look_at: Instant::now(), pause: FIRST_PAUSE };
+        let running = Running {
+            steps,
+            waiting,
+            stopped,
+            left_over: VecDeque::new(),
+            look_at: Instant::now(),
+            pause: FIRST_PAUSE,
+        };
         let task = TaskTracker::new();
         task.spawn(running.run());
         task.close();
