@@ -338,14 +338,17 @@ impl<T: Directory + Bus> Ephemeral for T {}
 /// Why the durable plane didn't do it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The disk or the server failed. Nothing of the call is durable, unless a commit's outcome was lost: a repeat with the same
-    /// idempotency key is safe.
+    /// The disk or the server failed. Nothing of the call is durable, unless a commit's outcome was lost, or it was a send to many that had
+    /// been begun: that is completed as soon as it can be. A repeat with the same idempotency key is safe.
     #[error("the store is away")]
     Unavailable(#[source] Cause),
     /// Its queue is full: try again later.
     #[error("the store has more to write than it can hold")]
     Overloaded,
 }
+
+/// A persisted message to more recipients is written part by part, each of so many.
+pub const RECIPIENTS_AT_ONCE: usize = 500;
 
 /// A persisted message to be appended, with all that must be durable with it.
 #[derive(Clone, Debug)]
@@ -364,7 +367,8 @@ pub struct Append {
     pub storage_callback: bool,
     /// When each recipient's push is due, in their order; those beyond its end get none.
     pub push_due: Vec<Timestamp>,
-    /// Lease the new callbacks to the caller, per endpoint, for handing them to a dispatcher at once.
+    /// Lease the new callbacks to the caller, per endpoint, for handing them to a dispatcher at once; but no pushes to more than
+    /// [`RECIPIENTS_AT_ONCE`].
     pub lease: Leases,
     /// The sender's idempotency key.
     pub key: Option<StoreKey>,
@@ -644,7 +648,8 @@ pub struct Backlog {
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Makes a message, its place in every inbox and its callbacks durable, all or nothing. Numbers are contiguous per user, and their
-    /// order is the order of committing.
+    /// order is the order of committing. A send to more than [`RECIPIENTS_AT_ONCE`] is written part by part: once it has begun, it is certain that all get it, though
+    /// not all at the same time, and its storage callback is made when all have it.
     async fn append(&self, new: Append) -> Result<Appended, StoreError>;
 
     /// A persisted message and how it fares; `None` if it never was, was recalled or has expired.

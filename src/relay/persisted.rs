@@ -8,7 +8,8 @@ use crate::domain::message::{Cursor, Draft, Message, Mode, PushWish};
 use crate::domain::seat::{NodeId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{
-    Append, Appended, CallbackEntry, CallbackFilter, Leases, MessageStatus, Notice, Recalled, StoreKey, Stored,
+    Append, Appended, CallbackEntry, CallbackFilter, Leases, MessageStatus, Notice, RECIPIENTS_AT_ONCE, Recalled,
+    StoreKey, Stored,
 };
 use crate::traces;
 use std::collections::HashMap;
@@ -40,15 +41,19 @@ impl Relay {
         };
         let callbacks = &self.0.callbacks;
         let push_due = if push == PushWish::Off { vec![] } else { self.push_due(&users, now).await };
-        let storage_callback = callbacks.is_configured(Endpoint::Storage);
-        // Room is taken before the transaction, so that a row is leased to this node only if this node will hold it.
-        let storage_room = if storage_callback { callbacks.reserve(Endpoint::Storage, 1) } else { None };
-        let push_room = if push_due.is_empty() { None } else { callbacks.reserve(Endpoint::Push, push_due.len()) };
         // The sender's own copy is never pushed: it comes after all that have a time for that.
         let synced = sync_sender && !users.contains(&message.from);
         if synced {
             users.push(message.from.clone());
         }
+        let storage_callback = callbacks.is_configured(Endpoint::Storage);
+        // Room is taken before the transaction, so that a row is leased to this node only if this node will hold it.
+        let storage_room = if storage_callback { callbacks.reserve(Endpoint::Storage, 1) } else { None };
+        let push_room = if push_due.is_empty() || users.len() > RECIPIENTS_AT_ONCE {
+            None
+        } else {
+            callbacks.reserve(Endpoint::Push, push_due.len())
+        };
         let append = Append {
             message: message.clone(),
             expires_at: now.plus(ttl),

@@ -2,4 +2,5 @@
 
 pub mod directory;
 pub mod groups;
+pub mod large;
 pub mod store;

@@ -4,17 +4,17 @@
 //! What was begun is certain to be completed: after a failure or a crash the store itself says what is left over.
 
 use super::queue::closed;
-use crate::ports::{Append, StoreError};
+use crate::ports::{Append, RECIPIENTS_AT_ONCE, StoreError};
 use async_trait::async_trait;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 
 /// Recipients of one bite. A send to no more than these is one transaction.
-pub const BITE: usize = 500;
+pub const BITE: usize = RECIPIENTS_AT_ONCE;
 /// Large sends that may wait; more are refused.
 const WAITING: usize = 16;
 /// How often the store is asked for what is left over: another node may have died. After a failure it is asked after the first pause, and
@@ -49,6 +49,29 @@ pub enum Begun<F, A> {
     New(F),
     /// The idempotency key answers it.
     Answered(A),
+}
+
+/// How long a recall waits for the send to have reached all, and how often it looks.
+const RECALL_WAITS: Duration = Duration::from_secs(5);
+const RECALL_LOOKS_EVERY: Duration = Duration::from_millis(10);
+
+/// A recall waits, with a bound, while the message is still being written: what has reached all is taken back whole.
+pub struct Wait(Instant);
+
+impl Wait {
+    /// From now on.
+    pub fn begin() -> Self {
+        Self(Instant::now() + RECALL_WAITS)
+    }
+
+    /// Waits before the next look, or fails if it has taken too long.
+    pub async fn again(&self) -> Result<(), StoreError> {
+        if Instant::now() >= self.0 {
+            return Err(StoreError::Unavailable("the message is still being written to its recipients".into()));
+        }
+        sleep(RECALL_LOOKS_EVERY).await;
+        Ok(())
+    }
 }
 
 struct Job<A> {

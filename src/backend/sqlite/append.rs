@@ -1,7 +1,9 @@
 //! A message, its place in every inbox, its callbacks and its idempotency key: one transaction (CONTRACT.md 10.4, 10.6).
 
 use super::columns::{id, spots, time};
+use super::fanout::is_key_being_written;
 use super::leases::Leased;
+use super::read::{NOT_RECALLED, named};
 use super::writer::Writing;
 use crate::backend::durable::forms::{callback_id, endpoint_number, number, push_column, state_number};
 use crate::backend::durable::recipients::{Spot, encode};
@@ -55,15 +57,13 @@ pub(super) struct Told {
 impl Writing<'_> {
     /// See [`crate::ports::Store::append`]. The callbacks leased to the caller stand beside the answer.
     pub fn append(&mut self, new: &Append) -> Result<(Appended, Leased)> {
-        if let Some(key) = &new.key
-            && let Some(answer) = self.answer_of(key, new.message.sent_at)?
-        {
+        if let Some(answer) = answer_to(self.db, new)? {
             return Ok((answer, Leased::new(self.leases, Vec::new())));
         }
         let spots = new.recipients.iter().map(|user| self.draw(user)).collect::<Result<Vec<Spot>>>()?;
         let list = encode(&spots);
         let seq = self.insert_message(new, &list)?;
-        self.insert_inbox_rows(new, seq, &spots)?;
+        self.insert_inbox_rows((seq, new.expires_at), &spots, new.push_due.len())?;
         let (id, sent_at) = (new.message.id, new.message.sent_at);
         let mut leased = Vec::new();
         if new.storage_callback {
@@ -71,10 +71,9 @@ impl Writing<'_> {
             let callback = self.insert_callback(told, sent_at, sent_at, None)?;
             leased.extend(new.lease.storage.then_some(callback));
         }
-        for ((user, &due_at), &spot) in new.recipients.iter().zip(&new.push_due).zip(&spots) {
-            let told = Told { endpoint: Endpoint::Push, message: id, recalled: false };
-            let callback = self.insert_callback(told, sent_at, due_at, Some((user, spot)))?;
-            leased.extend(new.lease.push.then_some(callback));
+        let pushes = self.insert_pushes((id, sent_at), &new.recipients, &spots, &new.push_due)?;
+        if new.lease.push {
+            leased.extend(pushes);
         }
         if let Some(key) = &new.key {
             self.insert_key(new, key, &list)?;
@@ -86,7 +85,7 @@ impl Writing<'_> {
         Ok((Appended::New(stored, Vec::new()), Leased::new(self.leases, leased)))
     }
 
-    fn insert_message(&mut self, new: &Append, list: &[u8]) -> Result<i64> {
+    pub(super) fn insert_message(&mut self, new: &Append, list: &[u8]) -> Result<i64> {
         let message = &new.message;
         let brief = new.expires_at < message.sent_at.plus(self.rules.retention);
         let storage = if new.storage_callback { CallbackState::Waiting } else { CallbackState::Off };
@@ -108,16 +107,17 @@ impl Writing<'_> {
         Ok(self.db.last_insert_rowid())
     }
 
-    fn insert_inbox_rows(&mut self, new: &Append, seq: i64, spots: &[Spot]) -> Result<()> {
+    /// The first `pushed` of them get a push.
+    pub(super) fn insert_inbox_rows(
+        &mut self,
+        (seq, expires_at): (i64, Timestamp),
+        spots: &[Spot],
+        pushed: usize,
+    ) -> Result<()> {
         for (n, &(user, cursor)) in spots.iter().enumerate() {
-            let push = if n < new.push_due.len() { CallbackState::Waiting } else { CallbackState::Off };
-            self.inserts.inbox.execute(params![
-                user,
-                number(cursor),
-                seq,
-                new.expires_at.as_ms(),
-                state_number(push)
-            ])?;
+            let push = if n < pushed { CallbackState::Waiting } else { CallbackState::Off };
+            let columns = params![user, number(cursor), seq, expires_at.as_ms(), state_number(push)];
+            self.inserts.inbox.execute(columns)?;
             if cursor.get() > self.rules.inbox_max && cursor.get().is_multiple_of(TRIM_EVERY) {
                 self.trim(user, Cursor::new(cursor.get() - self.rules.inbox_max))?;
             }
@@ -129,12 +129,15 @@ impl Writing<'_> {
     fn trim(&self, user: i64, bound: Cursor) -> Result<()> {
         let oldest: Option<i64> = self
             .db
-            .prepare_cached("SELECT min(cursor) FROM inbox WHERE user = ?1 AND cursor <= ?2")?
+            .prepare_cached(&format!(
+                "SELECT min(cursor) FROM inbox WHERE user = ?1 AND cursor <= ?2 AND {NOT_RECALLED}"
+            ))?
             .query_row(params![user, number(bound)], |row| row.get(0))?;
-        let Some(oldest) = oldest else { return Ok(()) };
-        self.db
-            .prepare_cached("UPDATE user SET lost_from = ?2 WHERE id = ?1 AND coalesce(lost_from, ?2 + 1) > ?2")?
-            .execute(params![user, oldest])?;
+        if let Some(oldest) = oldest {
+            self.db
+                .prepare_cached("UPDATE user SET lost_from = ?2 WHERE id = ?1 AND coalesce(lost_from, ?2 + 1) > ?2")?
+                .execute(params![user, oldest])?;
+        }
         self.db
             .prepare_cached("DELETE FROM inbox WHERE user = ?1 AND cursor <= ?2")?
             .execute(params![user, number(bound)])?;
@@ -142,6 +145,22 @@ impl Writing<'_> {
             .prepare_cached("DELETE FROM delivery WHERE user = ?1 AND last <= ?2")?
             .execute(params![user, number(bound)])?;
         Ok(())
+    }
+
+    /// Adds the pushes of a message to those of the recipients that have a time for it.
+    pub(super) fn insert_pushes(
+        &mut self,
+        (message, sent_at): (Uuid, Timestamp),
+        recipients: &[UserId],
+        spots: &[Spot],
+        due: &[Timestamp],
+    ) -> Result<Vec<Callback>> {
+        let told = Told { endpoint: Endpoint::Push, message, recalled: false };
+        let mut made = Vec::with_capacity(due.len());
+        for ((user, &due_at), &spot) in recipients.iter().zip(due).zip(spots) {
+            made.push(self.insert_callback(told, sent_at, due_at, Some((user, spot)))?);
+        }
+        Ok(made)
     }
 
     /// Adds a callback that was made at `made_at`.
@@ -167,7 +186,7 @@ impl Writing<'_> {
         Ok(Callback { id, endpoint, message, recalled, recipient, attempts: 0, due_at })
     }
 
-    fn insert_key(&self, new: &Append, key: &StoreKey, list: &[u8]) -> Result<()> {
+    pub(super) fn insert_key(&self, new: &Append, key: &StoreKey, list: &[u8]) -> Result<()> {
         self.db.prepare_cached("INSERT OR REPLACE INTO idempotency VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(
             params![
                 key.key,
@@ -181,25 +200,27 @@ impl Writing<'_> {
         )?;
         Ok(())
     }
+}
 
-    /// What a send with this key answers, if the key was used and hasn't expired.
-    fn answer_of(&self, key: &StoreKey, now: Timestamp) -> Result<Option<Appended>> {
-        let first = self
-            .db
-            .prepare_cached(
-                "SELECT body, message, sent_at, message_expires_at, recipients FROM idempotency
-                 WHERE key = ?1 AND expires_at > ?2",
-            )?
-            .query_row(params![key.key, now.as_ms()], |row| {
-                let body: BodyHash = row.get(0)?;
-                Ok((body, id(row, 1)?, time(row, 2)?, time(row, 3)?, spots(row, 4)?))
-            })
-            .optional()?;
-        let Some((body, id, sent_at, expires_at, spots)) = first else { return Ok(None) };
-        if body != key.body {
-            return Ok(Some(Appended::OtherBody));
-        }
-        let recipients = super::read::named(self.db, &spots)?;
-        Ok(Some(Appended::Repeat(Stored { id, sent_at, expires_at, recipients })))
+/// What a send is answered whose key was used and hasn't expired.
+pub(super) fn answer_to(db: &Connection, new: &Append) -> Result<Option<Appended>> {
+    let Some(key) = &new.key else { return Ok(None) };
+    let first = db
+        .prepare_cached(
+            "SELECT body, message, sent_at, message_expires_at, recipients FROM idempotency
+             WHERE key = ?1 AND expires_at > ?2",
+        )?
+        .query_row(params![key.key, new.message.sent_at.as_ms()], |row| {
+            let body: BodyHash = row.get(0)?;
+            Ok((body, id(row, 1)?, time(row, 2)?, time(row, 3)?, spots(row, 4)?))
+        })
+        .optional()?;
+    let Some((body, id, sent_at, expires_at, spots)) = first else { return Ok(None) };
+    if body != key.body {
+        return Ok(Some(Appended::OtherBody));
     }
+    if spots.is_empty() && is_key_being_written(db, &key.key)? {
+        return Ok(Some(Appended::InProgress));
+    }
+    Ok(Some(Appended::Repeat(Stored { id, sent_at, expires_at, recipients: named(db, &spots)? })))
 }

@@ -1,7 +1,7 @@
 //! What the writer's queue holds.
 
 use super::writer::Writing;
-use crate::backend::durable::queue::{self, closed};
+use crate::backend::durable::queue::{self, Size, closed};
 use crate::ports::StoreError;
 use tokio::sync::oneshot;
 
@@ -9,6 +9,29 @@ use tokio::sync::oneshot;
 pub(super) type Queue = queue::Queue<Box<dyn Job>>;
 /// Jobs that share a commit.
 pub(super) type Batch = queue::Batch<Box<dyn Job>>;
+
+/// Has the writer do something, and waits until it is durable.
+pub(super) async fn write<T, F>(queue: &Queue, size: Size, run: F) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: FnMut(&mut Writing<'_>) -> rusqlite::Result<T> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    queue.push(Box::new(Task::new(run, reply)), size)?;
+    answer.await.map_err(|_| closed())?
+}
+
+/// The same for what takes load off the store, or is a further part of what it has taken on: it isn't refused, and is bounded by who hands
+/// it in.
+pub(super) async fn relieve<T, F>(queue: &Queue, size: Size, run: F) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: FnMut(&mut Writing<'_>) -> rusqlite::Result<T> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    queue.push_relief(Box::new(Task::new(run, reply)), size)?;
+    answer.await.map_err(|_| closed())?
+}
 
 /// Something to be written. It may be run more than once, each time in a transaction in which it hasn't run yet.
 pub(super) trait Job: Send {

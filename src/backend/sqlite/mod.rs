@@ -9,6 +9,7 @@ mod columns;
 mod content;
 mod devices;
 mod doctor;
+mod fanout;
 mod groups;
 mod jobs;
 mod leases;
@@ -28,8 +29,9 @@ pub use backup::{BackupError, Copied, backup};
 pub use doctor::examine;
 pub use schema::OpenError;
 
+use super::durable::fanout as large;
 use super::durable::metrics::Metrics;
-use super::durable::queue::{Size, append_size, closed};
+use super::durable::queue::{Size, append_size};
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, GroupId, UserId};
@@ -40,7 +42,8 @@ use crate::ports::{
 };
 use async_trait::async_trait;
 use checkpoint::Stop;
-use jobs::{Queue, Task};
+use fanout::Fanouts;
+use jobs::Queue;
 use leases::{Leased, Leases};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -49,7 +52,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
-use tokio::sync::oneshot;
 use uuid::Uuid;
 use writer::{Parts, Rules, Writer, Writing};
 
@@ -83,13 +85,14 @@ pub struct SqliteStore {
     queue: Arc<Queue>,
     readers: Arc<Readers>,
     leases: Arc<Leases>,
+    fanouts: large::Worker<Fanouts>,
     inbox_max: u64,
     stop: Arc<Stop>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl SqliteStore {
-    /// Opens the database in `dir`, made if there is none, and starts its threads.
+    /// Opens the database in `dir`, made if there is none, and starts its threads and its task. Within a runtime.
     pub fn open(dir: &Path, options: &Options, registry: &mut Registry) -> Result<Arc<Self>, OpenError> {
         let path = dir.join(FILE);
         let metrics = Metrics::new(registry);
@@ -105,10 +108,12 @@ impl SqliteStore {
         };
         let writer = Writer::open(path.clone(), parts)?;
         let stop = Arc::new(Stop::default());
+        let steps = Fanouts { queue: Arc::clone(&queue), readers: Arc::clone(&readers), leases: Arc::clone(&leases) };
         let store = Arc::new(Self {
             queue,
             readers,
             leases,
+            fanouts: large::Worker::start(Arc::new(steps)),
             inbox_max: options.inbox_max,
             stop: Arc::clone(&stop),
             threads: Mutex::default(),
@@ -143,9 +148,7 @@ impl SqliteStore {
         T: Send + 'static,
         F: FnMut(&mut Writing<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel();
-        self.queue.push(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| closed())?
+        jobs::write(&self.queue, size, run).await
     }
 }
 
@@ -165,7 +168,11 @@ impl Drop for SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn append(&self, new: Append) -> Result<Appended, StoreError> {
-        let (appended, leased) = self.write(append_size(&new), move |db| db.append(&new)).await?;
+        let (appended, leased) = if new.recipients.len() > large::BITE {
+            self.fanouts.append(new).await?
+        } else {
+            self.write(append_size(&new), move |db| db.append(&new)).await?
+        };
         Ok(match appended {
             Appended::New(stored, _) => Appended::New(stored, leased.take()),
             Appended::Repeat(_) | Appended::InProgress | Appended::OtherBody => appended,
@@ -183,8 +190,18 @@ impl Store for SqliteStore {
         lease: bool,
         now: Timestamp,
     ) -> Result<Option<Recalled>, StoreError> {
-        let recalled = self.write(Size::BITE, move |db| db.recall(id, callback, lease, now)).await?;
-        Ok(recalled.map(|(recalled, leased)| Recalled { callback: leased.take().pop(), ..recalled }))
+        let found = self.readers.read(move |db| recall::recipients(db, id, now)).await?;
+        let Some(recipients) = found else { return Ok(None) };
+        let wait = large::Wait::begin();
+        loop {
+            match self.write(Size::BITE, move |db| db.recall(id, callback, lease, now)).await? {
+                recall::Outcome::Absent => return Ok(None),
+                recall::Outcome::BeingWritten => wait.again().await?,
+                recall::Outcome::Done(leased) => {
+                    return Ok(Some(Recalled { recipients, callback: leased.take().pop() }));
+                }
+            }
+        }
     }
 
     async fn change_members(&self, group: &GroupId, change: MemberChange, max: usize) -> Result<Changed, StoreError> {
@@ -252,13 +269,11 @@ impl Store for SqliteStore {
         // Held until the rows are written, or can't be: either way the leases end, so that what wasn't settled is tried again.
         let held = Leased::new(&self.leases, settlements.iter().map(|s| s.callback.clone()).collect());
         let size = Size { rows: settlements.len() * 2, bytes: settlements.len() * 256 };
-        let (reply, answer) = oneshot::channel();
         let run = move |db: &mut Writing<'_>| {
             let _held = &held;
             settlements.iter().try_for_each(|settlement| db.settle(settlement))
         };
-        self.queue.push_relief(Box::new(Task::new(run, reply)), size)?;
-        answer.await.map_err(|_| closed())?
+        jobs::relieve(&self.queue, size, run).await
     }
 
     async fn callbacks(&self, filter: CallbackFilter) -> Result<Vec<CallbackEntry>, StoreError> {
@@ -301,6 +316,7 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
+        self.fanouts.close().await;
         let threads = self.end_threads();
         let _ = tokio::task::spawn_blocking(move || join(threads)).await;
     }

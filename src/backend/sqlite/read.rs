@@ -15,6 +15,9 @@ use crate::ports::{BodyHash, InboxEntry, MessageStatus, Page, PageLimit, Positio
 use rusqlite::{Connection, OptionalExtension, Result, params};
 use uuid::Uuid;
 
+/// Of an inbox row: its message was not recalled. Rows of many recipients are taken out after the recall.
+pub(super) const NOT_RECALLED: &str = "message NOT IN (SELECT r.message FROM recalled r)";
+
 /// A user as a reader finds it.
 pub(super) struct Reader<'a> {
     db: &'a Connection,
@@ -48,7 +51,7 @@ impl<'a> Reader<'a> {
     fn page(&self, after: Cursor, limit: PageLimit) -> Result<Page> {
         let mut query = self.db.prepare_cached(&format!(
             "SELECT {MESSAGE}, i.cursor, iif(m.synced, m.recipients, NULL) FROM inbox i JOIN message m ON m.seq = i.message
-             WHERE i.user = ?1 AND i.cursor > ?2 AND i.expires_at > ?3 ORDER BY i.cursor"
+             WHERE i.user = ?1 AND i.cursor > ?2 AND i.expires_at > ?3 AND i.{NOT_RECALLED} ORDER BY i.cursor"
         ))?;
         let mut rows = query.query(params![self.user, number(after.max(self.trimmed_to)), self.now.as_ms()])?;
         let mut page = Page { entries: Vec::new(), next: after.max(self.newest), more: false };
@@ -96,9 +99,10 @@ impl<'a> Reader<'a> {
     fn lost_to(&self) -> Result<Cursor> {
         let first: Option<u64> = self
             .db
-            .prepare_cached(
-                "SELECT cursor FROM inbox WHERE user = ?1 AND cursor > ?2 AND expires_at > ?3 ORDER BY cursor LIMIT 1",
-            )?
+            .prepare_cached(&format!(
+                "SELECT cursor FROM inbox
+                 WHERE user = ?1 AND cursor > ?2 AND expires_at > ?3 AND {NOT_RECALLED} ORDER BY cursor LIMIT 1"
+            ))?
             .query_row(params![self.user, number(self.trimmed_to), self.now.as_ms()], |row| row.get(0))
             .optional()?;
         let gone_to = first.map_or(self.newest, |first| Cursor::new(first.saturating_sub(1)));
@@ -106,7 +110,7 @@ impl<'a> Reader<'a> {
         let lost = self.lost_from.is_some_and(|from| from <= gone_to)
             || self
                 .db
-                .prepare_cached("SELECT 1 FROM inbox WHERE user = ?1 AND cursor <= ?2")?
+                .prepare_cached(&format!("SELECT 1 FROM inbox WHERE user = ?1 AND cursor <= ?2 AND {NOT_RECALLED}"))?
                 .exists(params![self.user, number(gone_to)])?;
         Ok(if lost { gone_to } else { Cursor::START })
     }
@@ -116,7 +120,9 @@ impl<'a> Reader<'a> {
         Ok(at > self.trimmed_to
             && self
                 .db
-                .prepare_cached("SELECT 1 FROM inbox WHERE user = ?1 AND cursor = ?2 AND expires_at > ?3")?
+                .prepare_cached(&format!(
+                    "SELECT 1 FROM inbox WHERE user = ?1 AND cursor = ?2 AND expires_at > ?3 AND {NOT_RECALLED}"
+                ))?
                 .exists(params![self.user, number(at), self.now.as_ms()])?)
     }
 
@@ -133,10 +139,10 @@ impl<'a> Reader<'a> {
     /// Entries after the furthest ack of any device.
     pub fn unread(&self) -> Result<u64> {
         self.db
-            .prepare_cached(
-                "SELECT count(*) FROM inbox WHERE user = ?1 AND expires_at > ?3
-                 AND cursor > max(?2, coalesce((SELECT max(acked) FROM device WHERE user = ?1), 0))",
-            )?
+            .prepare_cached(&format!(
+                "SELECT count(*) FROM inbox WHERE user = ?1 AND expires_at > ?3 AND {NOT_RECALLED}
+                 AND cursor > max(?2, coalesce((SELECT max(acked) FROM device WHERE user = ?1), 0))"
+            ))?
             .query_row(params![self.user, number(self.trimmed_to), self.now.as_ms()], |row| row.get(0))
     }
 
@@ -198,16 +204,22 @@ pub(super) fn named(db: &Connection, spots: &[Spot]) -> Result<Vec<(UserId, Curs
     spots.iter().map(|&(user, at)| Ok((query.query_row([user], |row| name(row, 0, UserId::parse))?, at))).collect()
 }
 
+/// Of the message `m`: it is there for who asks for it at the time `?2`.
+pub(super) const SHOWN: &str = "m.expires_at > ?2 AND m.kept = 0 AND m.seq NOT IN (SELECT r.message FROM recalled r)";
+
 /// See [`crate::ports::Store::message`].
 pub(super) fn status(db: &Connection, wanted: Uuid, now: Timestamp) -> Result<Option<MessageStatus>> {
     let found = db
         .prepare_cached(&format!(
-            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.storage_state, m.storage_attempts, m.synced
-             FROM message m WHERE m.id = ?1 AND m.expires_at > ?2 AND m.kept = 0"
+            "SELECT {MESSAGE}, m.expires_at, m.recipients, m.storage_state, m.storage_attempts, m.synced, m.seq
+             FROM message m WHERE m.id = ?1 AND {SHOWN}"
         ))?
         .query_row(params![wanted.as_bytes(), now.as_ms()], |row| {
             let storage = Progress { state: state(row, MESSAGE_COLUMNS + 2)?, attempts: row.get(MESSAGE_COLUMNS + 3)? };
-            let (expires_at, spots) = (time(row, MESSAGE_COLUMNS)?, spots(row, MESSAGE_COLUMNS + 1)?);
+            let (expires_at, mut spots) = (time(row, MESSAGE_COLUMNS)?, spots(row, MESSAGE_COLUMNS + 1)?);
+            if spots.first().is_some_and(|spot| spot.1 == Cursor::START) {
+                spots = super::fanout::places(db, row.get(MESSAGE_COLUMNS + 5)?)?;
+            }
             Ok((message(row)?, expires_at, spots, storage, row.get(MESSAGE_COLUMNS + 4)?))
         })
         .optional()?;

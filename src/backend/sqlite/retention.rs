@@ -16,11 +16,13 @@ const VACUUM_PAGES: i64 = 128;
 /// Fewer free pages than this are always kept for new messages.
 const SPARE_PAGES: i64 = 1_024;
 
-/// A message that has expired.
+/// A message that is to be removed: it has expired, or was recalled.
 struct Expired {
     seq: i64,
     /// Whose inbox rows are still to be removed.
     spots: Vec<Spot>,
+    /// It was recalled before it expired: its numbers become holes.
+    recalled: bool,
     /// Its storage callback still needs it.
     wanted: bool,
 }
@@ -55,11 +57,16 @@ impl Writing<'_> {
         Ok(left == 0 || self.vacuum()?)
     }
 
-    /// About a bite of messages: those beyond the retention, found by their order of committing, and those that were to be kept for less.
+    /// About a bite of messages: those that were recalled, those beyond the retention, found by their order of committing, and those that
+    /// were to be kept for less. What has yet to reach some of its recipients stays.
     fn expired(&self, now: Timestamp, aged: Timestamp) -> Result<Vec<Expired>> {
+        const WHOLE: &str = "seq NOT IN (SELECT message FROM fanout) AND seq NOT IN (SELECT message FROM recalled)";
         let mut found = Vec::new();
-        self.gather(&mut found, "ORDER BY seq", [], aged, aged)?;
-        self.gather(&mut found, "WHERE brief <= ?1 ORDER BY brief", [now.as_ms()], now, aged)?;
+        self.gather(&mut found, "WHERE seq IN (SELECT message FROM recalled) ORDER BY seq", [], (now, aged))?;
+        found.iter_mut().for_each(|message| message.recalled = true);
+        self.gather(&mut found, &format!("WHERE {WHOLE} ORDER BY seq"), [], (aged, aged))?;
+        let brief = format!("WHERE brief <= ?1 AND {WHOLE} ORDER BY brief");
+        self.gather(&mut found, &brief, [now.as_ms()], (now, aged))?;
         Ok(found)
     }
 
@@ -69,8 +76,7 @@ impl Writing<'_> {
         found: &mut Vec<Expired>,
         which: &str,
         bounds: impl Params,
-        until: Timestamp,
-        aged: Timestamp,
+        (until, aged): (Timestamp, Timestamp),
     ) -> Result<()> {
         let sql = format!("SELECT seq, recipients, kept, storage_state, sent_at FROM message {which}");
         let mut query = self.db.prepare_cached(&sql)?;
@@ -92,13 +98,20 @@ impl Writing<'_> {
         let bite = message.spots.iter().skip(done).take(*left);
         let removed = bite.len();
         for spot in bite {
-            self.remove_inbox_row(*spot)?;
-            users.insert(spot.0);
+            if message.recalled {
+                self.take_out(*spot)?;
+            } else {
+                self.remove_inbox_row(*spot)?;
+                users.insert(spot.0);
+            }
         }
         *left -= removed;
         if done + removed < message.spots.len() {
             *self.sweeping = Some((message.seq, done + removed));
             return Ok(());
+        }
+        if message.recalled {
+            self.db.prepare_cached("DELETE FROM recalled WHERE message = ?1")?.execute([message.seq])?;
         }
         self.forget_or_keep(message.seq, message.wanted)?;
         *left = left.saturating_sub(1);
@@ -205,6 +218,7 @@ fn expired(row: &Row<'_>, aged: Timestamp) -> Result<Expired> {
     Ok(Expired {
         seq: row.get(0)?,
         spots: if kept { Vec::new() } else { spots(row, 1)? },
+        recalled: false,
         wanted: pending && time(row, 4)? > aged,
     })
 }

@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0001_messages.sql"),
     include_str!("../../../migrations/sqlite/0002_groups_and_recall.sql"),
     include_str!("../../../migrations/sqlite/0003_trace.sql"),
+    include_str!("../../../migrations/sqlite/0004_fanout.sql"),
 ];
 
 /// The version that they lead to.

@@ -2,11 +2,13 @@
 
 use super::*;
 use crate::backend::conformance::store::{INBOX_MAX, RETENTION, at, cursors, device, sent, store_suite, to_at, user};
+use crate::backend::sqlite::jobs::Task;
 use futures_util::FutureExt;
 use proptest::prelude::*;
 use std::ops::Deref;
 use std::time::Instant;
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 /// A store in a directory of its own.
 struct Fresh {
@@ -30,6 +32,8 @@ fn fresh() -> Fresh {
     let dir = tempfile::tempdir().unwrap();
     Fresh { store: open_in(dir.path()).unwrap(), dir }
 }
+
+mod fanout;
 
 mod rules {
     #[expect(clippy::unused_async, reason = "other stores open by a connection")]
