@@ -15,7 +15,7 @@ use super::read::named;
 use super::rows::{Locked, Rows, Statements};
 use super::transaction::Transaction;
 use super::writer::Rules;
-use crate::backend::durable::fanout::{BITE, Begun, Steps};
+use crate::backend::durable::fanout::{BITE, Begun, Steps, Wait};
 use crate::backend::durable::forms::{callback_id, made_at};
 use crate::backend::durable::recipients::{Spot, encode};
 use crate::domain::callback::{Callback, Endpoint};
@@ -29,18 +29,12 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::iter::repeat_n;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::join;
-use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
 use uuid::{ContextV7, Uuid};
 
 /// Sends that are taken up at a time, as each is in memory whole.
 const TAKEN_UP: i64 = 16;
-/// A recall waits so long until its message has reached all, and looks so often.
-const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-
 /// The steps of a large send, each a transaction.
 pub(super) struct Fanouts {
     pub db: Connections,
@@ -427,14 +421,9 @@ async fn begun_before(db: &Object, row: &Row) -> Result<Fanout> {
 
 /// Waits until a message has reached all of its recipients, within bounds.
 pub(super) async fn written(connections: &Connections, message: Uuid) -> std::result::Result<(), StoreError> {
-    let started = Instant::now();
+    let wait = Wait::begin();
     while run!(connections, |db| is_being_written(&db, message))? {
-        if started.elapsed() >= WRITTEN_WITHIN {
-            return Err(StoreError::Unavailable(
-                "the message is still being written to its recipients' inboxes".into(),
-            ));
-        }
-        sleep(LOOK_EVERY).await;
+        wait.again().await?;
     }
     Ok(())
 }

@@ -369,10 +369,13 @@ impl Statements {
                      FROM unnest($1::bigint[], $2::bigint[]) AS t (id, newest) WHERE u.id = t.id",
                 )
                 .await?,
+            // A row that is being recalled, perhaps with many others, isn't waited for: the next trimming removes it.
             trim_inbox: db
                 .prepare_cached(
-                    "DELETE FROM inbox i USING unnest($1::bigint[], $2::bigint[]) AS t (id, bound)
-                     WHERE i.user_id = t.id AND i.cursor <= t.bound",
+                    "DELETE FROM inbox i USING (
+                         SELECT o.user_id, o.cursor, o.message FROM unnest($1::bigint[], $2::bigint[]) AS t (id, bound)
+                         JOIN inbox o ON o.user_id = t.id AND o.cursor <= t.bound FOR UPDATE OF o SKIP LOCKED) old
+                     WHERE i.user_id = old.user_id AND i.cursor = old.cursor AND i.message = old.message",
                 )
                 .await?,
             trim_delivery: db
