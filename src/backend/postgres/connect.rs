@@ -83,6 +83,9 @@ pub(super) enum Failure {
     /// A commit's answer was lost, and what became of it could not be found out.
     #[error("it isn't known whether it was committed: {0}")]
     InDoubt(Box<Self>),
+    /// Another node has taken a send over that this one was writing.
+    #[error("another node goes on with it")]
+    TakenOver,
     /// Others were faster, so it has to be done again.
     #[error("overtaken by others too often")]
     Overtaken,
@@ -152,6 +155,7 @@ impl Failure {
             | Self::Silent
             | Self::Damaged(_)
             | Self::InDoubt(_)
+            | Self::TakenOver
             | Self::Overtaken => StoreError::Unavailable(Box::new(self)),
         }
     }

@@ -9,7 +9,10 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 /// Each brings the version one further.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/postgres/0001_messages.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/postgres/0001_messages.sql"),
+    include_str!("../../../migrations/postgres/0002_fanout.sql"),
+];
 /// The version that they lead to.
 pub(super) const LATEST: usize = MIGRATIONS.len();
 /// The oldest server that has all that is used: 14.
