@@ -129,7 +129,7 @@ pub static KEYS: &[Key] = &[
     Key::new(
         "redis.nodes",
         Nodes(|c| &mut c.redis.nodes),
-        "More addresses, beside the one of `redis.url`: of the Cluster's nodes, or of the Sentinels. Credentials, TLS and database of `redis.url` are for the servers, not for the Sentinels.",
+        "More addresses, beside the one of `redis.url`: of the Cluster's nodes, or of the Sentinels. TLS is for all of them; credentials and database of `redis.url` are for the servers, not for the Sentinels.",
     ),
     Key::new(
         "redis.sentinel_master",

@@ -1,5 +1,6 @@
 //! A PostgreSQL server, with databases that live as long as a test.
 
+use super::authority::{Authority, CERTIFICATE, KEY};
 use super::process::{Process, Slot, directory, free_port, local, program, wait_for};
 use std::fs;
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
 /// It refuses to run as root.
-const USER: &str = "postgres";
+pub(super) const USER: &str = "postgres";
 
 /// See the module's text.
 pub struct Postgres {
@@ -38,10 +39,25 @@ impl Postgres {
     /// With further settings, `name=value`, stronger than those for all tests.
     #[track_caller]
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_as(None, settings)
+    }
+
+    /// One that speaks TLS, too, known by a certificate of this authority for this name.
+    #[track_caller]
+    pub fn secure(authority: &Authority, name: &str) -> Self {
+        // The paths are relative to its data.
+        let files = [("ssl_cert_file", CERTIFICATE), ("ssl_key_file", KEY)];
+        let files = files.map(|(setting, file)| format!("{setting}=../{file}"));
+        Self::start_as(Some((authority, name)), &["ssl=on", &files[0], &files[1]])
+    }
+
+    #[track_caller]
+    fn start_as(known: Option<(&Authority, &str)>, settings: &[&str]) -> Self {
         let directory = directory();
-        if let Some(user) = other_user() {
-            assert!(Command::new("chown").arg(user).arg(directory.path()).status().unwrap().success());
+        if let Some((authority, name)) = known {
+            authority.certify(name, directory.path());
         }
+        hand_over(directory.path());
         let words = ["-D", "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"];
         let mut initdb = run("initdb", &words.map(str::to_owned), directory.path());
         initdb.wait();
@@ -206,8 +222,15 @@ fn find(name: &str) -> PathBuf {
     program(name, "postgresql", &folders)
 }
 
+/// Gives a directory, with all that is in it, to who runs the server.
+pub(super) fn hand_over(directory: &Path) {
+    if let Some(user) = other_user() {
+        assert!(Command::new("chown").args(["-R", user]).arg(directory).status().unwrap().success());
+    }
+}
+
 /// Who runs the server if we must not.
-fn other_user() -> Option<&'static str> {
+pub(super) fn other_user() -> Option<&'static str> {
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     is_root.then_some(USER)
 }

@@ -121,8 +121,12 @@ impl Process {
     /// Waits until it says this; `None` if it has ended for a reason that passes: its port is taken, or its predecessor isn't quite gone.
     #[track_caller]
     pub fn serving(mut self, word: &str) -> Option<Self> {
-        const PASSES: [&str; 3] =
-            ["Failed listening on port", "could not create any TCP/IP sockets", "pre-existing shared memory block"];
+        const PASSES: [&str; 4] = [
+            "Failed listening on port",
+            "could not create any TCP/IP sockets",
+            "pre-existing shared memory block",
+            "nowhere to listen on",
+        ];
         wait_for("a server starts", || {
             let has_ended = self.ended().is_some();
             let output = self.output();

@@ -73,6 +73,7 @@ pub const NOTHING_TO_TELL: Stray =
     Stray::late("callbacks are long due, and their message is gone: there is nothing to tell");
 pub const OLD_MESSAGES: Stray = Stray::late("messages are long past their time and were not removed");
 pub const OLD_KEYS: Stray = Stray::late("idempotency keys are long past their time and were not removed");
+pub const UNFINISHED: Stray = Stray::late("messages were begun long ago and have not reached all of their recipients");
 
 /// What there is to say of the callbacks of an endpoint.
 pub fn backlog_findings(endpoint: Endpoint, backlog: &Backlog, expected: &Expected) -> Vec<Finding> {

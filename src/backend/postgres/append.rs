@@ -8,32 +8,25 @@
 //! end of the earlier transaction; then either its messages are there, and it was, or they aren't, and never will be.
 
 use super::columns::{Result, spots, time};
-use super::connect::Failure;
+use super::connect::{Failure, end};
 use super::devices::add_users;
 use super::partitions::Partitions;
 use super::read::named;
+use super::rows::{Locked, Rows, Statements};
+use super::transaction::Transaction;
 use super::writer::Rules;
-use crate::backend::durable::forms::{endpoint_number, made_at, number, push_column, state_number};
+use crate::backend::durable::forms::made_at;
 use crate::backend::durable::recipients::{Spot, encode};
-use crate::domain::callback::{Callback, CallbackState, Endpoint};
+use crate::domain::callback::{Callback, Endpoint};
 use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
-use crate::domain::trace::TraceContext;
-use crate::ports::{Append, Appended, BodyHash, StoreKey, Stored};
+use crate::ports::{Append, Appended, BodyHash, Stored};
 use deadpool_postgres::Object;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::mem::take;
 use tokio::join;
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::Row;
 use uuid::Uuid;
-
-/// What a statement did: so many rows.
-type Executed = std::result::Result<u64, tokio_postgres::Error>;
-
-/// An inbox is trimmed at every so-manieth message, as removing many neighbours at once costs about as much as removing one. Readers
-/// hide what is beyond the bound until then.
-const TRIM_EVERY: u64 = 32;
 
 /// A send, and the ids of its callbacks, which stay the same however often it is run.
 #[derive(Debug)]
@@ -88,58 +81,44 @@ impl Posting {
     }
 }
 
-/// How a batch is run.
-#[derive(Clone, Copy)]
-pub(super) struct Running<'a> {
+/// Sends that are written together.
+pub(super) struct Batch<'a> {
+    pub sends: Vec<&'a Posting>,
     pub rules: Rules,
     pub partitions: &'a Partitions,
     /// In the rows of what is leased to the callers.
     pub holder: Uuid,
-    /// It was run before, and may have been committed.
-    pub again: bool,
 }
 
-/// Runs a batch; per send its answer, or `None` if it has to be run after the others.
-pub(super) async fn append(db: &Object, sends: &[&Posting], running: Running<'_>) -> Result<Vec<Option<Appended>>> {
-    let times: BTreeSet<_> = sends.iter().map(|send| made_at(send.new.message.id)).collect();
-    running.partitions.ensure(db, times).await?;
-    let names: BTreeSet<&str> = sends.iter().flat_map(|send| send.new.recipients.iter().map(UserId::as_str)).collect();
-    let names: Vec<&str> = names.into_iter().collect();
-    for _ in 0..2 {
-        match begun(db, sends, &names, running).await {
-            Ok(Some(answers)) => return Ok(answers),
-            // Not within the transaction, as who adds a user must hold no other.
-            Ok(None) => {
-                db.batch_execute("ROLLBACK").await?;
-                add_users(db, &names).await?;
-            }
-            Err(failure) => {
-                if !failure.is_lost() {
+impl Transaction for Batch<'_> {
+    /// Per send its answer, or `None` if it has to be run after the others.
+    type Done = Vec<Option<Appended>>;
+
+    async fn run(&self, db: &Object, again: bool) -> Result<Self::Done> {
+        let times: BTreeSet<_> = self.sends.iter().map(|send| made_at(send.new.message.id)).collect();
+        self.partitions.ensure(db, times).await?;
+        let recipients = self.sends.iter().flat_map(|send| &send.new.recipients);
+        let names: BTreeSet<&str> = recipients.map(UserId::as_str).collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        for _ in 0..2 {
+            match begun(db, self, &names, again).await {
+                Ok(Some(answers)) => return Ok(answers),
+                // Not within the transaction, as who adds a user must hold no other.
+                Ok(None) => {
                     db.batch_execute("ROLLBACK").await?;
+                    add_users(db, &names).await?;
                 }
-                return Err(failure);
+                Err(failure) => return end(db, Err(failure)).await,
             }
         }
+        Err(Failure::Overtaken)
     }
-    Err(Failure::Overtaken)
 }
 
 /// `None`: some users are yet to be added.
-async fn begun(
-    db: &Object,
-    sends: &[&Posting],
-    names: &[&str],
-    running: Running<'_>,
-) -> Result<Option<Vec<Option<Appended>>>> {
-    let lock = db
-        .prepare_cached("SELECT name, id, newest FROM users WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE")
-        .await?;
-    let known = db
-        .prepare_cached(
-            "SELECT key, body, expires_at, message, sent_at, message_expires_at, recipients
-             FROM idempotency WHERE key = ANY($1)",
-        )
-        .await?;
+async fn begun(db: &Object, batch: &Batch<'_>, names: &[&str], again: bool) -> Result<Option<Vec<Option<Appended>>>> {
+    let sends = &batch.sends;
+    let known = db.prepare_cached(KNOWN).await?;
     let there = db.prepare_cached("SELECT id, recipients FROM message WHERE id = ANY($1)").await?;
     let statements = Statements::prepare(db).await?;
     let keys: Vec<&str> = sends.iter().filter_map(|send| Some(send.new.key.as_ref()?.key.as_str())).collect();
@@ -149,28 +128,20 @@ async fn begun(
     let (begun, locked, known, there) = join!(
         biased;
         db.batch_execute("BEGIN"),
-        async { db.query(&lock, &[&names]).await },
+        async { db.query(&statements.lock, &[&names]).await },
         async { if keys.is_empty() { Ok(Vec::new()) } else { db.query(&known, &[&keys]).await } },
-        async { if running.again { db.query(&there, &[&ids]).await } else { Ok(Vec::new()) } },
+        async { if again { db.query(&there, &[&ids]).await } else { Ok(Vec::new()) } },
     );
     begun?;
     let (locked, known, there) = (locked?, known?, there?);
     if locked.len() < names.len() {
         return Ok(None);
     }
-    let mut batch = Batch { rules: running.rules, holder: running.holder, ..Batch::default() };
-    for row in &locked {
-        batch.users.insert(row.try_get(0)?, (row.try_get(1)?, super::columns::cursor(row, 2)?));
-    }
+    let users = Locked::read(&locked)?;
+    let mut making = Making { rules: batch.rules, holder: batch.holder, users, ..Making::default() };
     for row in &known {
-        batch.keys.insert(
-            row.try_get(0)?,
-            Known {
-                body: row.try_get::<_, &[u8]>(1)?.try_into().map_err(|_| Failure::Damaged("not a hash"))?,
-                expires_at: time(row, 2)?,
-                answer: First::Earlier(row),
-            },
-        );
+        let known = Known { body: body(row)?, expires_at: time(row, 2)?, answer: First::Earlier(row) };
+        making.keys.insert(row.try_get(0)?, known);
     }
     let mut done = HashMap::new();
     for row in &there {
@@ -180,10 +151,10 @@ async fn begun(
     for (n, send) in sends.iter().enumerate() {
         outcomes.push(match done.get(&send.new.message.id) {
             Some(spots) => Outcome::New(spots.iter().map(|spot| spot.1).collect()),
-            None => batch.take_in(n, send)?,
+            None => making.take_in(n, send)?,
         });
     }
-    let Batch { users, rows, .. } = &mut batch;
+    let Making { users, rows, .. } = &mut making;
     rows.draw_up_to(users);
     rows.write(db, &statements).await?;
     let mut answers = Vec::with_capacity(sends.len());
@@ -192,7 +163,7 @@ async fn begun(
             Outcome::New(places) => Some(send.appended(places)),
             Outcome::Later => None,
             Outcome::OtherBody => Some(Appended::OtherBody),
-            Outcome::Repeat(First::Earlier(row)) => Some(Appended::Repeat(stored(db, row).await?)),
+            Outcome::Repeat(First::Earlier(row)) => Some(first_answer(db, row).await?),
             Outcome::Repeat(First::InBatch(first)) => match &outcomes[*first] {
                 Outcome::New(places) => Some(Appended::Repeat(sends[*first].stored(places))),
                 Outcome::Later | Outcome::OtherBody | Outcome::Repeat(_) => None,
@@ -202,14 +173,40 @@ async fn begun(
     Ok(Some(answers))
 }
 
-/// The answer that a key was first given.
-async fn stored(db: &Object, row: &Row) -> Result<Stored> {
-    Ok(Stored {
+/// Keys that were used, and the answers that they were first given. Whether the answer is still being written can't be told from its list:
+/// that of a send to nobody is empty, too.
+const KNOWN: &str = "SELECT key, body, expires_at, message, sent_at, message_expires_at, recipients,
+                            EXISTS (SELECT 1 FROM fanout f WHERE f.message = i.message)
+                     FROM idempotency i WHERE key = ANY($1)";
+
+/// From the columns of [`KNOWN`].
+fn body(row: &Row) -> Result<BodyHash> {
+    row.try_get::<_, &[u8]>(1)?.try_into().map_err(|_| Failure::Damaged("not a hash"))
+}
+
+/// From the columns of [`KNOWN`]: what a repeat gets.
+async fn first_answer(db: &Object, row: &Row) -> Result<Appended> {
+    if row.try_get(7)? {
+        return Ok(Appended::InProgress);
+    }
+    Ok(Appended::Repeat(Stored {
         id: row.try_get(3)?,
         sent_at: time(row, 4)?,
         expires_at: time(row, 5)?,
         recipients: named(db, &spots(row, 6)?).await?,
-    })
+    }))
+}
+
+/// What a send gets whose key was used and hasn't expired. It locks nothing.
+pub(super) async fn answer_to(db: &Object, new: &Append) -> Result<Option<Appended>> {
+    let Some(key) = &new.key else { return Ok(None) };
+    let known = db.prepare_cached(KNOWN).await?;
+    match db.query_opt(&known, &[&[&*key.key].as_slice()]).await? {
+        Some(row) if time(&row, 2)? > new.message.sent_at => {
+            Ok(Some(if body(&row)? == key.body { first_answer(db, &row).await? } else { Appended::OtherBody }))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// What became of a send.
@@ -237,16 +234,15 @@ struct Known<'a> {
 
 /// A batch while it is made.
 #[derive(Default)]
-struct Batch<'a> {
+struct Making<'a> {
     rules: Rules,
     holder: Uuid,
-    /// By name: the row's id, and the newest number.
-    users: BTreeMap<&'a str, (i64, Cursor)>,
+    users: Locked<'a>,
     keys: BTreeMap<&'a str, Known<'a>>,
     rows: Rows<'a>,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> Making<'a> {
     fn take_in(&mut self, n: usize, send: &'a Posting) -> Result<Outcome<'a>> {
         let new = &send.new;
         if let Some(key) = &new.key {
@@ -255,328 +251,32 @@ impl<'a> Batch<'a> {
                     return Ok(if known.body == key.body { Outcome::Repeat(known.answer) } else { Outcome::OtherBody });
                 }
                 Some(Known { answer: First::InBatch(_), .. }) => return Ok(Outcome::Later),
-                Some(_) => self.rows.expired_keys.push(&key.key),
+                Some(_) => self.rows.expire_key(key, new.message.sent_at),
                 None => {}
             }
             let known = Known { body: key.body, expires_at: key.expires_at, answer: First::InBatch(n) };
             self.keys.insert(&key.key, known);
         }
-        let places = new.recipients.iter().map(|user| self.draw(user)).collect::<Result<Vec<Spot>>>()?;
-        self.rows.add(send, &places, (self.rules, self.holder));
+        let places = new.recipients.iter().map(|user| self.users.draw(user)).collect::<Result<Vec<Spot>>>()?;
+        self.add_rows(send, &places);
         Ok(Outcome::New(places.into_iter().map(|spot| spot.1).collect()))
     }
 
-    fn draw(&mut self, user: &UserId) -> Result<Spot> {
-        let (id, newest) = self.users.get_mut(user.as_str()).ok_or(Failure::Overtaken)?;
-        *newest = newest.next();
-        Ok((*id, *newest))
-    }
-}
-
-/// The rows that a batch writes, by column.
-#[derive(Default)]
-struct Rows<'a> {
-    expired_keys: Vec<&'a str>,
-    keys: BTreeMap<&'a str, (&'a StoreKey, &'a Append, Vec<u8>)>,
-    messages: Messages<'a>,
-    inbox: Inbox,
-    outbox: Outbox,
-    users: Vec<i64>,
-    newest: Vec<i64>,
-    trimmed: Vec<i64>,
-    trimmed_to: Vec<i64>,
-}
-
-#[derive(Default)]
-struct Messages<'a> {
-    id: Vec<Uuid>,
-    sent_at: Vec<i64>,
-    expires_at: Vec<i64>,
-    brief: Vec<Option<i64>>,
-    storage_state: Vec<i16>,
-    sender: Vec<&'a str>,
-    group: Vec<Option<&'a str>>,
-    kind: Vec<&'a str>,
-    push: Vec<Option<&'a [u8]>>,
-    recipients: Vec<Vec<u8>>,
-    payload: Vec<&'a [u8]>,
-    synced: Vec<bool>,
-    trace: Vec<Option<String>>,
-}
-
-#[derive(Default)]
-struct Inbox {
-    user: Vec<i64>,
-    cursor: Vec<i64>,
-    message: Vec<Uuid>,
-    expires_at: Vec<i64>,
-    push_state: Vec<i16>,
-}
-
-#[derive(Default)]
-struct Outbox {
-    id: Vec<Uuid>,
-    endpoint: Vec<i16>,
-    due_at: Vec<i64>,
-    message: Vec<Uuid>,
-    user: Vec<Option<i64>>,
-    cursor: Vec<Option<i64>>,
-    holder: Vec<Option<Uuid>>,
-}
-
-impl<'a> Rows<'a> {
-    fn add(&mut self, send: &'a Posting, places: &[Spot], (rules, holder): (Rules, Uuid)) {
-        let (new, message) = (&send.new, &send.new.message);
-        let list = encode(places);
+    fn add_rows(&mut self, send: &'a Posting, places: &[Spot]) {
+        let (new, list) = (&send.new, encode(places));
+        let held = |lease: bool| lease.then_some(self.holder);
         if let Some(key) = &new.key {
-            self.keys.insert(&key.key, (key, new, list.clone()));
+            self.rows.add_key(key, new, list.clone());
         }
-        let rows = &mut self.messages;
-        let storage = if new.storage_callback { CallbackState::Waiting } else { CallbackState::Off };
-        let brief = new.expires_at < message.sent_at.plus(rules.retention);
-        rows.id.push(message.id);
-        rows.sent_at.push(message.sent_at.as_ms());
-        rows.expires_at.push(new.expires_at.as_ms());
-        rows.brief.push(brief.then_some(new.expires_at.as_ms()));
-        rows.storage_state.push(state_number(storage));
-        rows.sender.push(message.from.as_str());
-        rows.group.push(message.group.as_ref().map(crate::domain::seat::GroupId::as_str));
-        rows.kind.push(&message.kind);
-        rows.push.push(push_column(&new.push));
-        rows.recipients.push(list);
-        rows.payload.push(message.payload.as_bytes());
-        rows.synced.push(new.synced);
-        rows.trace.push(new.trace.as_ref().map(TraceContext::to_column));
-        for (n, &(user, cursor)) in places.iter().enumerate() {
-            let push = if n < new.push_due.len() { CallbackState::Waiting } else { CallbackState::Off };
-            self.inbox.user.push(user);
-            self.inbox.cursor.push(number(cursor));
-            self.inbox.message.push(message.id);
-            self.inbox.expires_at.push(new.expires_at.as_ms());
-            self.inbox.push_state.push(state_number(push));
-            if cursor.get() > rules.inbox_max && cursor.get().is_multiple_of(TRIM_EVERY) {
-                self.trimmed.push(user);
-                self.trimmed_to.push(number(Cursor::new(cursor.get() - rules.inbox_max)));
-            }
-        }
-        let held = |lease: bool| lease.then_some(holder);
+        self.rows.add_message(new, list, self.rules);
+        let (message, pushed) = (new.message.id, new.push_due.len());
+        self.rows.add_places((message, new.expires_at), places, pushed, self.rules);
         if new.storage_callback {
-            let endpoint = (Endpoint::Storage, message.sent_at, held(new.lease.storage));
-            self.outbox.add(send.storage_id, message.id, endpoint, None);
+            let endpoint = (Endpoint::Storage, new.message.sent_at, held(new.lease.storage));
+            self.rows.outbox.add(send.storage_id, message, endpoint, None);
         }
         for ((&id, &due_at), &spot) in send.push_ids.iter().zip(&new.push_due).zip(places) {
-            self.outbox.add(id, message.id, (Endpoint::Push, due_at, held(new.lease.push)), Some(spot));
+            self.rows.outbox.add(id, message, (Endpoint::Push, due_at, held(new.lease.push)), Some(spot));
         }
-    }
-
-    /// The newest numbers of those who got one.
-    fn draw_up_to(&mut self, users: &BTreeMap<&str, (i64, Cursor)>) {
-        let drawn: BTreeSet<i64> = self.inbox.user.iter().copied().collect();
-        for (id, newest) in users.values().filter(|(id, _)| drawn.contains(id)) {
-            self.users.push(*id);
-            self.newest.push(number(*newest));
-        }
-    }
-
-    /// Everything and the commit, sent at once. If one fails, so does the commit.
-    async fn write(&mut self, db: &Object, statements: &Statements) -> Result<()> {
-        let keys = Keys::from(take(&mut self.keys));
-        let Self { expired_keys, messages: m, inbox: i, outbox: o, users, newest, trimmed, trimmed_to, .. } = self;
-        let (expired, keys, messages, inbox, outbox, users, trimmed_inbox, trimmed_delivery, committed) = join!(
-            biased;
-            async {
-                if expired_keys.is_empty() { Ok(0) } else { db.execute(&statements.expired, &[expired_keys]).await }
-            },
-            keys.write(db, &statements.keys),
-            m.write(db, &statements.messages),
-            async {
-                db.execute(&statements.inbox, &[&i.user, &i.cursor, &i.message, &i.expires_at, &i.push_state]).await
-            },
-            o.write(db, &statements.outbox),
-            async { db.execute(&statements.users, &[users, newest]).await },
-            async {
-                if trimmed.is_empty() { Ok(0) } else { db.execute(&statements.trim_inbox, &[trimmed, trimmed_to]).await }
-            },
-            async {
-                if trimmed.is_empty() { Ok(0) } else { db.execute(&statements.trim_delivery, &[trimmed, trimmed_to]).await }
-            },
-            db.batch_execute("COMMIT"),
-        );
-        for done in [expired, keys, messages, inbox, outbox, users, trimmed_inbox, trimmed_delivery] {
-            done?;
-        }
-        Ok(committed?)
-    }
-}
-
-impl Messages<'_> {
-    async fn write(&self, db: &Object, statement: &Statement) -> Executed {
-        let Self {
-            id,
-            sent_at,
-            expires_at,
-            brief,
-            storage_state,
-            sender,
-            group,
-            kind,
-            push,
-            recipients,
-            payload,
-            synced,
-            trace,
-        } = self;
-        db.execute(
-            statement,
-            &[
-                id,
-                sent_at,
-                expires_at,
-                brief,
-                storage_state,
-                sender,
-                group,
-                kind,
-                push,
-                recipients,
-                payload,
-                synced,
-                trace,
-            ],
-        )
-        .await
-    }
-}
-
-impl Outbox {
-    async fn write(&self, db: &Object, statement: &Statement) -> Executed {
-        if self.id.is_empty() {
-            return Ok(0);
-        }
-        let Self { id, endpoint, due_at, message, user, cursor, holder } = self;
-        db.execute(statement, &[id, endpoint, due_at, message, user, cursor, holder]).await
-    }
-
-    fn add(
-        &mut self,
-        id: Uuid,
-        message: Uuid,
-        (endpoint, due_at, holder): (Endpoint, Timestamp, Option<Uuid>),
-        spot: Option<Spot>,
-    ) {
-        self.id.push(id);
-        self.endpoint.push(endpoint_number(endpoint));
-        self.due_at.push(due_at.as_ms());
-        self.message.push(message);
-        self.user.push(spot.map(|spot| spot.0));
-        self.cursor.push(spot.map(|spot| number(spot.1)));
-        self.holder.push(holder);
-    }
-}
-
-/// New keys, in order.
-#[derive(Default)]
-struct Keys<'a> {
-    key: Vec<&'a str>,
-    body: Vec<&'a [u8]>,
-    expires_at: Vec<i64>,
-    message: Vec<Uuid>,
-    sent_at: Vec<i64>,
-    message_expires_at: Vec<i64>,
-    recipients: Vec<Vec<u8>>,
-}
-
-impl<'a> From<BTreeMap<&'a str, (&'a StoreKey, &'a Append, Vec<u8>)>> for Keys<'a> {
-    fn from(rows: BTreeMap<&'a str, (&'a StoreKey, &'a Append, Vec<u8>)>) -> Self {
-        let mut keys = Self::default();
-        for (text, (key, new, list)) in rows {
-            keys.key.push(text);
-            keys.body.push(&key.body);
-            keys.expires_at.push(key.expires_at.as_ms());
-            keys.message.push(new.message.id);
-            keys.sent_at.push(new.message.sent_at.as_ms());
-            keys.message_expires_at.push(new.expires_at.as_ms());
-            keys.recipients.push(list);
-        }
-        keys
-    }
-}
-
-impl Keys<'_> {
-    async fn write(&self, db: &Object, statement: &Statement) -> Executed {
-        if self.key.is_empty() {
-            return Ok(0);
-        }
-        let Self { key, body, expires_at, message, sent_at, message_expires_at, recipients } = self;
-        db.execute(statement, &[key, body, expires_at, message, sent_at, message_expires_at, recipients]).await
-    }
-}
-
-/// Prepared once per connection.
-struct Statements {
-    expired: Statement,
-    keys: Statement,
-    messages: Statement,
-    inbox: Statement,
-    outbox: Statement,
-    users: Statement,
-    trim_inbox: Statement,
-    trim_delivery: Statement,
-}
-
-impl Statements {
-    async fn prepare(db: &Object) -> Result<Self> {
-        Ok(Self {
-            expired: db.prepare_cached("DELETE FROM idempotency WHERE key = ANY($1)").await?,
-            // A key that another node writes at this moment makes this wait for its commit, and then fail: the batch is run again and
-            // finds it.
-            keys: db
-                .prepare_cached(
-                    "INSERT INTO idempotency (key, body, expires_at, message, sent_at, message_expires_at, recipients)
-                     SELECT * FROM unnest($1::text[], $2::bytea[], $3::bigint[], $4::uuid[], $5::bigint[], $6::bigint[],
-                                          $7::bytea[])",
-                )
-                .await?,
-            messages: db
-                .prepare_cached(
-                    "INSERT INTO message (id, sent_at, expires_at, brief, storage_state, sender, grp, kind, push,
-                                          recipients, payload, synced, trace)
-                     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::smallint[],
-                                          $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[], $11::bytea[],
-                                          $12::boolean[], $13::text[])",
-                )
-                .await?,
-            inbox: db
-                .prepare_cached(
-                    "INSERT INTO inbox (user_id, cursor, message, expires_at, push_state)
-                     SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::uuid[], $4::bigint[], $5::smallint[])",
-                )
-                .await?,
-            outbox: db
-                .prepare_cached(
-                    "INSERT INTO outbox (id, endpoint, due_at, message, user_id, cursor, holder)
-                     SELECT * FROM unnest($1::uuid[], $2::smallint[], $3::bigint[], $4::uuid[], $5::bigint[],
-                                          $6::bigint[], $7::uuid[])",
-                )
-                .await?,
-            users: db
-                .prepare_cached(
-                    "UPDATE users u SET newest = t.newest
-                     FROM unnest($1::bigint[], $2::bigint[]) AS t (id, newest) WHERE u.id = t.id",
-                )
-                .await?,
-            trim_inbox: db
-                .prepare_cached(
-                    "DELETE FROM inbox i USING unnest($1::bigint[], $2::bigint[]) AS t (id, bound)
-                     WHERE i.user_id = t.id AND i.cursor <= t.bound",
-                )
-                .await?,
-            trim_delivery: db
-                .prepare_cached(
-                    "DELETE FROM delivery d USING unnest($1::bigint[], $2::bigint[]) AS t (id, bound)
-                     WHERE d.user_id = t.id AND d.last <= t.bound",
-                )
-                .await?,
-        })
     }
 }

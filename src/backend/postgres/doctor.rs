@@ -7,7 +7,7 @@ use super::schema::{CLOCKS_APART, LATEST, OLDEST_SERVER};
 use super::{columns::Result, outbox};
 use crate::backend::durable::doctor::{
     ABOUT, Expected, KEPT_FOR_NOTHING, NO_PUSH_CALLBACK, NO_STORAGE_CALLBACK, NOTHING_TO_TELL, OF_NO_MESSAGE,
-    OF_NO_USER, OLD_KEYS, OLD_MESSAGES, Stray, backlog_findings, other_version,
+    OF_NO_USER, OLD_KEYS, OLD_MESSAGES, Stray, UNFINISHED, backlog_findings, other_version,
 };
 use crate::backend::durable::metrics::Metrics;
 use crate::config::Secret;
@@ -213,7 +213,8 @@ const STRAYS: &[(Stray, &str)] = &[
     (
         NO_STORAGE_CALLBACK,
         "message m, given WHERE m.storage_state IN (1, 3) AND m.sent_at > given.aged
-         AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.message = m.id AND o.endpoint = 1)",
+         AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.message = m.id AND o.endpoint = 1)
+         AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.message = m.id)",
     ),
     (
         NO_PUSH_CALLBACK,
@@ -232,5 +233,6 @@ const STRAYS: &[(Stray, &str)] = &[
          AND NOT EXISTS (SELECT 1 FROM message m WHERE m.id = o.message)",
     ),
     (OLD_MESSAGES, "message m, given WHERE m.brief < given.late"),
+    (UNFINISHED, "fanout f JOIN message m ON m.id = f.message CROSS JOIN given WHERE m.sent_at < given.late"),
     (OLD_KEYS, "idempotency k, given WHERE k.expires_at < given.late"),
 ];

@@ -9,9 +9,11 @@
 
 use super::columns::Result;
 use super::connect::{Connections, run};
+use crate::domain::callback::Callback;
 use crate::ports::StoreError;
 use deadpool_postgres::Object;
 use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -151,5 +153,30 @@ impl Leases {
         db.execute("DELETE FROM holder WHERE id = $1", &[&self.me]).await?;
         db.execute("UPDATE outbox SET holder = NULL WHERE holder = $1", &[&self.me]).await?;
         Ok(())
+    }
+}
+
+/// Callbacks that are leased to a caller. What is not taken out is given back on drop.
+pub(super) struct Leased {
+    leases: Arc<Leases>,
+    callbacks: Vec<Callback>,
+}
+
+impl Leased {
+    pub fn new(leases: &Arc<Leases>, callbacks: Vec<Callback>) -> Self {
+        Self { leases: Arc::clone(leases), callbacks }
+    }
+
+    /// Hands them to their holder, who ends the leases by settling.
+    pub fn take(mut self) -> Vec<Callback> {
+        std::mem::take(&mut self.callbacks)
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        if !self.callbacks.is_empty() {
+            self.leases.give_back(self.callbacks.iter().map(|callback| callback.id));
+        }
     }
 }

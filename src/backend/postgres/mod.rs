@@ -9,6 +9,7 @@ mod connect;
 mod content;
 mod devices;
 mod doctor;
+mod fanout;
 mod groups;
 mod leases;
 mod outbox;
@@ -16,7 +17,9 @@ mod partitions;
 mod read;
 mod recall;
 mod retention;
+mod rows;
 mod schema;
+mod transaction;
 mod writer;
 
 #[cfg(test)]
@@ -26,6 +29,7 @@ pub use connect::ConnectError;
 pub use doctor::examine;
 pub use schema::OpenError;
 
+use super::durable::fanout::{BITE, Worker};
 use super::durable::forms::callback_id;
 use super::durable::metrics::Metrics;
 use super::durable::queue::{Size, append_size, closed};
@@ -42,6 +46,7 @@ use crate::tasks::Tasks;
 use append::Posting;
 use async_trait::async_trait;
 use connect::{Connections, run};
+use fanout::Fanouts;
 use leases::Leases;
 use parking_lot::Mutex;
 use partitions::Partitions;
@@ -100,10 +105,11 @@ pub struct PostgresStore {
     db: Connections,
     writers: Connections,
     queue: Arc<Queue>,
+    fanouts: Worker<Fanouts>,
     partitions: Arc<Partitions>,
     leases: Arc<Leases>,
     rules: Rules,
-    ids: Mutex<ContextV7>,
+    ids: Arc<Mutex<ContextV7>>,
     /// Of this store alone: they have to last until it is closed, which is after the process has drained.
     tasks: Tasks,
 }
@@ -121,13 +127,13 @@ impl PostgresStore {
         let waits = Histogram::new(exponential_buckets(0.000_125, 2.0, 17));
         registry.register("store_connection_seconds", "Time that calls waited for a connection", waits.clone());
         let connections = |most| Connections::new(&config, most, (metrics.clone(), waits.clone()));
-        let db = connections(options.connections)?;
-        schema::prepare(&db, options.patience).await?;
+        let (db, writers) = (connections(options.connections)?, connections(options.writers)?);
+        schema::prepare(&db, &writers, options.patience).await?;
         let leases = Arc::new(Leases::new(options.lease));
         // Before the first row is leased.
         run!(&db, |db| leases.beat(&db))?;
         let writer = Writer {
-            connections: connections(options.writers)?,
+            connections: writers,
             queue: Queue::new(Size { rows: options.queue_jobs, bytes: options.queue_bytes }, metrics.clone()),
             partitions: Arc::new(Partitions::new(options.retention)),
             leases: Arc::clone(&leases),
@@ -149,14 +155,23 @@ impl PostgresStore {
                 () = drain.cancelled() => {}
             }
         });
+        let ids = Arc::new(Mutex::new(ContextV7::new()));
+        let fanouts = Fanouts {
+            db: db.clone(),
+            partitions: Arc::clone(&writer.partitions),
+            leases: Arc::clone(&leases),
+            rules: writer.rules,
+            ids: Arc::clone(&ids),
+        };
         Ok(Arc::new(Self {
             db,
             writers: writer.connections,
             queue: writer.queue,
+            fanouts: Worker::start(Arc::new(fanouts)),
             partitions: writer.partitions,
             leases,
             rules: writer.rules,
-            ids: Mutex::new(ContextV7::new()),
+            ids,
             tasks,
         }))
     }
@@ -190,6 +205,13 @@ impl Drop for PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn append(&self, new: Append) -> Result<Appended, StoreError> {
+        if new.recipients.len() > BITE {
+            let (appended, leased) = self.fanouts.append(new).await?;
+            return Ok(match appended {
+                Appended::New(stored, _) => Appended::New(stored, leased.take()),
+                Appended::Repeat(_) | Appended::InProgress | Appended::OtherBody => appended,
+            });
+        }
         let size = append_size(&new);
         let (reply, answer) = oneshot::channel();
         self.queue.push(Job { send: self.posting(new), reply }, size)?;
@@ -212,7 +234,10 @@ impl Store for PostgresStore {
         let holder = lease.then_some(leases.me);
         let mut recall = Recall { id, now, callback: told.map(|told| (told, holder)), in_doubt: None };
         self.tasks.spawn(async move {
-            let recalled = run!(&db, |db| recall.run(&db));
+            let recalled = match fanout::written(&db, id).await {
+                Ok(()) => run!(&db, |db| recall.run(&db)),
+                Err(error) => Err(error),
+            };
             // What isn't handed over is given back.
             let astray = if matches!(recalled, Ok(None)) { None } else { told.filter(|_| lease) };
             let failed = recalled.is_err();
@@ -345,6 +370,7 @@ impl Store for PostgresStore {
     }
 
     async fn close(&self) {
+        self.fanouts.close().await;
         self.queue.close();
         self.tasks.drain.cancel();
         self.tasks.finished().await;

@@ -152,13 +152,19 @@ pub(super) async fn named(db: &Object, spots: &[Spot]) -> Result<Vec<(UserId, Cu
     with_names(spots, &names_of(db, &ids).await?)
 }
 
-/// See [`crate::ports::Store::message`].
+/// See [`crate::ports::Store::message`]. Of a message that hasn't reached all of its recipients yet, those whom it has: their parts' lists, one
+/// after the other, are a list.
 pub(super) async fn status(db: &Object, wanted: Uuid, now: Timestamp) -> Result<Option<MessageStatus>> {
     let query = db
         .prepare_cached(concat!(
             "SELECT ",
             message_columns!(),
-            ", m.expires_at, m.recipients, m.storage_state, m.storage_attempts, m.synced
+            ", m.expires_at,
+               CASE WHEN EXISTS (SELECT 1 FROM fanout f WHERE f.message = m.id)
+                    THEN coalesce((SELECT string_agg(p.spots, ''::bytea ORDER BY p.first)
+                                   FROM fanout_part p WHERE p.message = m.id), ''::bytea)
+                    ELSE m.recipients END,
+               m.storage_state, m.storage_attempts, m.synced
              FROM message m WHERE m.id = $1 AND m.expires_at > $2 AND NOT m.kept"
         ))
         .await?;

@@ -31,12 +31,14 @@ pub(super) async fn sweep(db: &Object, partitions: &Partitions, rules: Rules, no
     Ok(more)
 }
 
-/// Messages that were to be kept for less than the retention leave the inboxes. One whose storage callback still needs it is kept for that.
+/// Messages that were to be kept for less than the retention leave the inboxes, when they have reached all of them. One whose storage callback
+/// still needs it is kept for that.
 async fn sweep_brief(db: &Client, now: Timestamp) -> Result<i64> {
     let rows = db
         .query(
-            "SELECT id, recipients, storage_state FROM message WHERE brief <= $1 ORDER BY brief LIMIT $2
-             FOR UPDATE SKIP LOCKED",
+            "SELECT id, recipients, storage_state FROM message m
+             WHERE brief <= $1 AND NOT EXISTS (SELECT 1 FROM fanout f WHERE f.message = m.id)
+             ORDER BY brief LIMIT $2 FOR UPDATE OF m SKIP LOCKED",
             &[&now.as_ms(), &BITE_ROWS],
         )
         .await?;

@@ -67,6 +67,8 @@ async fn due(store: &PostgresStore, limit: usize) -> Vec<Callback> {
     store.lease_due(Endpoint::Push, at(0), limit).await.unwrap()
 }
 
+mod fanout;
+
 mod rules {
     use super::fresh as open;
 
@@ -193,7 +195,7 @@ async fn nodes_that_start_at_once_migrate_once() {
     for store in opened {
         sent(&*store.unwrap(), to_at(&["bob"], at(0))).await;
     }
-    assert_eq!(database.sql("SELECT version FROM schema_version"), "1");
+    assert_eq!(database.sql("SELECT version FROM schema_version"), "1\n2");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,7 +203,7 @@ async fn a_newer_schema_is_refused() {
     let fresh = fresh().await;
     fresh.database.sql("INSERT INTO schema_version VALUES (7)");
     let refused = open_at(fresh.database.url(), &options()).await.err().unwrap();
-    assert_eq!(refused.to_string(), "the database has schema version 7, this herenow knows 1: run the newer herenow");
+    assert_eq!(refused.to_string(), "the database has schema version 7, this herenow knows 2: run the newer herenow");
 }
 
 // === Lost connections, servers that are away ===

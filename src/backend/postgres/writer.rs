@@ -1,7 +1,7 @@
 //! The tasks that write sends. Each takes what has queued while its last commit ran, and one commit serves all of it: group commit, without
 //! an artificial linger. There are a few, so that a round trip to the database doesn't bound what a node can write.
 
-use super::append::{Posting, Running, append};
+use super::append::{Batch, Posting};
 use super::columns::Result;
 use super::connect::{Connections, Failure};
 use super::leases::Leases;
@@ -9,20 +9,12 @@ use super::partitions::Partitions;
 use crate::backend::durable::metrics::Metrics;
 use crate::backend::durable::queue;
 use crate::ports::{Appended, StoreError};
-use deadpool_postgres::Object;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
-
-/// After this time a send whose connection was lost, or is silent, is answered without knowing whether it was committed.
-const PATIENCE: Duration = Duration::from_secs(8);
-/// Between attempts; a little longer each time.
-const PAUSE: Duration = Duration::from_millis(20);
-/// How often a batch that others were in the way of is run.
-const TRIES: u32 = 5;
+use tokio::time::Instant;
 
 /// The operator's bounds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -104,46 +96,10 @@ impl Writer {
         }
     }
 
-    /// Runs a batch until it is known what became of it, within bounds.
     async fn commit(&self, jobs: &[Job]) -> Result<Vec<Option<Appended>>> {
-        let sends: Vec<&Posting> = jobs.iter().map(|job| &job.send).collect();
-        let (started, mut tries, mut again) = (Instant::now(), 0, false);
-        loop {
-            let failure = match self.connections.get().await {
-                Ok(db) => match self.attempt(db, &sends, again, PATIENCE.saturating_sub(started.elapsed())).await {
-                    Ok(answers) => return Ok(answers),
-                    Err(failure) => failure,
-                },
-                Err(failure) => failure,
-            };
-            tries += 1;
-            // What is in doubt is looked up as soon as there is a connection.
-            again |= failure.is_lost();
-            let worth = again || failure.is_passing() && tries < TRIES;
-            if !worth || started.elapsed() >= PATIENCE {
-                return Err(if again { Failure::InDoubt(Box::new(failure)) } else { failure });
-            }
-            tracing::debug!(error = %failure, tries, "a batch of sends is run again");
-            self.partitions.forget();
-            sleep(PAUSE.mul_f64(f64::from(tries) * rand::random_range(0.5..1.5))).await;
-        }
-    }
-
-    async fn attempt(
-        &self,
-        db: Object,
-        sends: &[&Posting],
-        again: bool,
-        time: Duration,
-    ) -> Result<Vec<Option<Appended>>> {
-        let running = Running { rules: self.rules, partitions: &self.partitions, holder: self.leases.me, again };
-        let done = timeout(time, append(&db, sends, running)).await.unwrap_or(Err(Failure::Silent));
-        if let Err(failure) = &done
-            && failure.is_lost()
-        {
-            self.connections.discard(db, failure);
-        }
-        done
+        let sends = jobs.iter().map(|job| &job.send).collect();
+        let batch = Batch { sends, rules: self.rules, partitions: &self.partitions, holder: self.leases.me };
+        self.connections.commit(&batch, &self.partitions).await
     }
 
     fn answer(&self, job: Job, answer: std::result::Result<Appended, StoreError>) {

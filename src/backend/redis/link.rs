@@ -84,7 +84,7 @@ impl Server {
                 let (host, port, is_tls) = parts_of(given.addr())?;
                 let sentinels = [(host, port)].into_iter().chain(more);
                 let sentinels = sentinels.map(|(host, port)| {
-                    Ok(ConnectionAddr::Tcp(host, port).into_connection_info()?.set_tcp_settings(tcp.clone()))
+                    Ok(address(host, port, is_tls).into_connection_info()?.set_tcp_settings(tcp.clone()))
                 });
                 let node = SentinelNodeConnectionInfo::default()
                     .set_redis_connection_info(settings)
@@ -253,15 +253,18 @@ fn parts_of(address: &ConnectionAddr) -> Result<(String, u16, bool), LinkError> 
     }
 }
 
-/// The same credentials and TLS at another address.
-fn at(server: &ConnectionInfo, host: String, port: u16) -> Result<ConnectionInfo, LinkError> {
-    let (.., is_tls) = parts_of(server.addr())?;
-    let address = if is_tls {
+fn address(host: String, port: u16, is_tls: bool) -> ConnectionAddr {
+    if is_tls {
         ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
     } else {
         ConnectionAddr::Tcp(host, port)
-    };
-    Ok(server.clone().set_addr(address))
+    }
+}
+
+/// The same credentials and TLS at another address.
+fn at(server: &ConnectionInfo, host: String, port: u16) -> Result<ConnectionInfo, LinkError> {
+    let (.., is_tls) = parts_of(server.addr())?;
+    Ok(server.clone().set_addr(address(host, port, is_tls)))
 }
 
 fn moved_to(asked: &ConnectionInfo, error: &RedisError) -> Option<ConnectionInfo> {

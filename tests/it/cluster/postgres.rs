@@ -1,12 +1,17 @@
 //! PostgreSQL that goes away, takes no more connections, or loses an answer.
 
+use super::LEASE;
 use super::witness::{Offline, holds_through, setup};
+use crate::harness::http::exchange;
+use crate::harness::node::API_KEY;
 use crate::harness::planes::{Planes, RedisServers};
+use crate::harness::receiver::Call;
 use crate::harness::*;
 use crate::servers::postgres::Postgres;
 use crate::servers::redis::Redis;
 use crate::support::*;
-use std::thread::sleep;
+use std::net::SocketAddr;
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -163,4 +168,78 @@ fn a_way_that_swallows_everything_leaves_no_send_without_an_answer() {
         let answer = cluster[0].backend().send(chat(&["bob"], &json!("again")));
         if answer.status == 201 { Ok(()) } else { Err(answer.to_string()) }
     });
+}
+
+#[test]
+fn a_node_that_is_killed_while_it_writes_to_a_large_group_leaves_nobody_without() {
+    const MEMBERS: usize = 4_000;
+    const PART: usize = 500;
+    let storage = Receiver::start();
+    let mut cluster = Cluster::of(2, &setup(&storage), Planes::shared());
+    for part in (0..MEMBERS).collect::<Vec<_>>().chunks(1_000) {
+        let names: Vec<String> = part.iter().map(|n| format!("m{n:04}")).collect();
+        cluster[0].backend().post("/v1/groups/crowd/members", &json!({ "add": names })).expect(200);
+    }
+    let message = json!({"from": "alice", "to": {"group": "crowd"}, "type": "chat", "payload": {}});
+    let request = |address: SocketAddr, key: &str| {
+        let request = Request::post("/v1/messages?recipients=true").json(message.to_string()).bearer(API_KEY);
+        request.header("Idempotency-Key", key).header("Connection", "close").to_bytes(address)
+    };
+    // From the first message on they are all there, and can be locked.
+    let address = cluster[0].address();
+    let first = exchange(address, &request(address, "first")).unwrap().expect(201).json();
+
+    let planes = std::sync::Arc::clone(&cluster.planes);
+    let sql = |statements: &str| planes.database.sql(statements);
+    let stuck = rand::random_range(0..MEMBERS);
+    eprintln!("it is stuck at the member {stuck}");
+    sql("CREATE TABLE gate ()");
+    scope(|scope| {
+        // Holds a member's row until the gate is gone, so that the send can't go on beyond that member's part.
+        let hold = format!(
+            "DO $$ BEGIN
+                 PERFORM 1 FROM users WHERE name = 'm{stuck:04}' FOR UPDATE;
+                 FOR n IN 1..400 LOOP
+                     EXIT WHEN to_regclass('gate') IS NULL;
+                     PERFORM pg_sleep(0.05);
+                 END LOOP;
+             END $$"
+        );
+        scope.spawn(|| sql(&hold));
+        let free = "SELECT count(*) FROM (SELECT 1 FROM users FOR UPDATE SKIP LOCKED) u";
+        eventually_is("a member is locked", || sql(free), |free| *free == (MEMBERS - 1).to_string());
+        let sending = scope.spawn(|| exchange(address, &request(address, "second")));
+        let written = "SELECT (SELECT count(*) FROM fanout), (SELECT count(*) FROM fanout_part)";
+        eventually_is("it is stuck", || sql(written), |seen| *seen == format!("1|{}", stuck / PART));
+        cluster[0].signal("KILL");
+        assert!(sending.join().unwrap().is_err());
+        sql("DROP TABLE gate");
+    });
+    cluster[0].was_killed();
+
+    let other = cluster[1].address();
+    let answer = eventually_within(LEASE + 2 * SOON, "the repeat is answered", || {
+        let answer = exchange(other, &request(other, "second")).unwrap();
+        if answer.status == 409 {
+            answer.problem(409, "idempotency_in_progress");
+            return Err("still being written".to_owned());
+        }
+        Ok(answer.expect(201))
+    });
+    assert_eq!(answer.header("idempotent-replayed"), Some("true"));
+    let answer = answer.json();
+    // A member that was left out, or has it twice, would be at another number.
+    let places: Vec<Value> =
+        (0..MEMBERS).map(|n| json!({"user": format!("m{n:04}"), "outcome": "stored", "cursor": "2"})).collect();
+    assert_eq!(answer["recipients"], json!(places));
+    let id = text(&answer["id"]);
+    let there = sql(&format!("SELECT count(*), count(DISTINCT user_id) FROM inbox WHERE message = '{id}'"));
+    assert_eq!(there, format!("{MEMBERS}|{MEMBERS}"));
+    assert_eq!(sql("SELECT count(*) FROM users WHERE newest <> 2"), "0");
+    for member in [0, stuck, MEMBERS - 1] {
+        let inbox = whole_inbox(&cluster[1], &format!("m{member:04}"));
+        assert_eq!(each(&inbox, "/id"), [first["id"].clone(), answer["id"].clone()], "{member}");
+    }
+    let told = || storage.accepted().iter().map(Call::message_id).filter(|told| *told == id).count();
+    eventually_is("it is called back", told, |n| *n > 0);
 }
