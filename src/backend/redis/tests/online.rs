@@ -170,8 +170,31 @@ async fn a_full_redis_keeps_hashes_and_sets_alike() {
     assert_eq!(found(&a, &users).await, [(carol.user.clone(), 1)]);
     assert_eq!(differences(&link, &redis).await, (vec![], vec![]));
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    a.plane.0.reconcile().await.unwrap();
+    a.reconcile().await;
     assert_eq!(found(&a, &users).await, [(bob.user, 1), (carol.user, 1), (late.user, 1)]);
+}
+
+#[tokio::test]
+async fn however_many_users_are_looked_for_each_set_is_asked_once() {
+    let server = Redis::start();
+    let a = Node::start(&keys(&server.url()), "a").await;
+    let here: Vec<_> = join_all((0..50).map(async |n| a.seated(&format!("u{n}"), "phone").await)).await;
+    let calls = |command: &str| {
+        let (stats, name) = (server.cli(&["INFO", "commandstats"]), format!("cmdstat_{command}:"));
+        let line = stats.lines().find(|line| line.starts_with(&name));
+        line.map_or(0, |line| line.split(['=', ',']).nth(1).unwrap().parse::<usize>().unwrap())
+    };
+    let users = |away: usize| -> Vec<_> {
+        (0..away).map(|n| user(&format!("away{n}"))).chain(here.iter().map(|seat| seat.user.clone())).collect()
+    };
+    for away in [1_000, 20_000] {
+        let (sets, hashes) = (calls("smismember"), calls("hgetall"));
+        let seats = a.plane.seats(&users(away)).await.unwrap();
+        assert_eq!(seats.iter().flatten().count(), here.len());
+        let (sets, hashes) = (calls("smismember") - sets, calls("hgetall") - hashes);
+        assert!((1..=1_024).contains(&sets), "{sets} sets for {away}");
+        assert_eq!(hashes, here.len(), "only those who are here are looked at");
+    }
 }
 
 /// A Cluster refuses scripts of which one key has gone over and the other hasn't, or is new. The look-up has to be right all the same.
