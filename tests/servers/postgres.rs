@@ -1,7 +1,7 @@
 //! A PostgreSQL server, with databases that live as long as a test.
 
 use super::authority::{Authority, CERTIFICATE, KEY};
-use super::process::{Process, Slot, directory, free_port, local, program, wait_for};
+use super::process::{PATIENCE, Process, Slot, directory, free_port, local, program, wait_for};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -118,6 +118,7 @@ impl Postgres {
         let parameters = format!("user\0{USER}\0database\0{USER}\0\0");
         let length = u32::try_from(8 + parameters.len()).unwrap();
         let mut tcp = TcpStream::connect(self.address()).ok()?;
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         // The protocol's version 3.0 is spelled so.
         tcp.write_all(&[&length.to_be_bytes(), &196_608_u32.to_be_bytes(), parameters.as_bytes()].concat()).ok()?;
         loop {
@@ -198,7 +199,9 @@ impl Drop for Database {
 }
 
 fn psql(server: SocketAddr, database: &str, statements: &str) -> Result<String, String> {
-    let mut command = Command::new(find("psql"));
+    // It has its bound from outside: a server may stop to answer at any time.
+    let mut command = Command::new(program("timeout", "coreutils", &[]));
+    command.arg(PATIENCE.as_secs().to_string()).arg(find("psql"));
     command.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", USER, "-d", database]);
     command.args(["-p", &server.port().to_string()]);
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -207,7 +210,11 @@ fn psql(server: SocketAddr, database: &str, statements: &str) -> Result<String, 
     let _ = child.stdin.take().unwrap().write_all(statements.as_bytes());
     let output = child.wait_with_output().unwrap();
     let said = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end().to_owned();
-    if output.status.success() { Ok(said(output.stdout)) } else { Err(said(output.stderr)) }
+    match output.status.code() {
+        Some(0) => Ok(said(output.stdout)),
+        Some(124) => Err(format!("no answer within {PATIENCE:?}; {}", said(output.stderr))),
+        _ => Err(said(output.stderr)),
+    }
 }
 
 fn run(name: &str, arguments: &[String], directory: &Path) -> Process {
