@@ -126,6 +126,10 @@ impl Dispatcher {
     /// Begins all that can be begun now. Without an endpoint nothing is: what this process holds for it goes back to the store.
     fn begin(&mut self, now: Instant, wall: Timestamp) {
         self.ledger.tick(now);
+        // Before rows are given back: one that was handed over since the endpoint came belongs to it.
+        if self.parts.couriers.has_changed().unwrap_or(false) {
+            self.heed_courier();
+        }
         match self.courier.clone() {
             Some(courier) if !self.draining => {
                 self.begin_reading(now);
@@ -307,9 +311,6 @@ impl Dispatcher {
 
     /// Gives what waits in memory back to the store, as it was.
     fn release(&mut self) {
-        while let Ok(row) = self.parts.inbox.try_recv() {
-            self.queue.push(row);
-        }
         for row in self.queue.take_all() {
             let (attempts, due_at) = (row.callback.attempts, row.callback.due_at);
             self.ledger.decide(row, attempts, Decision::Release(due_at, None));

@@ -505,6 +505,16 @@ async fn what_an_endpoint_that_goes_was_to_be_told_waits_in_the_store_until_it_c
     assert!(net.metrics().contains("callback_attempts_total{endpoint=\"storage\",outcome=\"sent\"} "));
 }
 
+/// Nothing is polled between the calls: the dispatcher has yet to hear of its endpoint when it finds the row.
+#[tokio::test]
+async fn what_is_handed_over_as_soon_as_an_endpoint_has_come_is_not_given_back() {
+    let mut net = Net::new().await;
+    net.start();
+    net.hand_over(Endpoint::Storage, 1);
+    net.settled(Sent, 1).await;
+    assert_eq!(net.store.settles.load(SeqCst), 1, "it was told at once");
+}
+
 #[tokio::test]
 async fn how_many_attempts_run_at_once_and_how_much_each_tells_is_said_anew_while_it_runs() {
     let mut net = Net::new().await;
