@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a send to a group of 100,000 takes, of whom 100 are online.
+"""What a send to a group of 100,000 takes, of whom 100 are online, and how long others wait meanwhile.
 
     cargo build --release && benches/group.py
     benches/group.py target/release/herenow --set redis.url=redis://127.0.0.1:6379 --set cluster.single_node=true
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -31,6 +32,34 @@ def timed(what, message, rounds):
         begun = time.perf_counter()
         summary = post("/v1/messages", message)["summary"]
         print(f"{what}: {(time.perf_counter() - begun) * 1e3:7.1f} ms  {summary}")
+
+
+class Others:
+    """Persisted sends to one user each, one after the other, until the end of the block. The client's own pauses count too."""
+
+    def __init__(self, while_what):
+        self.while_what, self.ended, self.took = while_what, threading.Event(), []
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.send)
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+        took = sorted(self.took)
+        shown = ", ".join(f"{what} {took[int(len(took) * part)]:.1f} ms" for what, part in [("half within", 0.5), ("99 % within", 0.99)])
+        print(f"others while {self.while_what}: {len(took)} sends, {shown}, the longest {took[-1]:.1f} ms")
+
+    def send(self):
+        n = 0
+        while not self.ended.is_set():
+            # To members too, whose inboxes are written to by both.
+            message = {"from": "other", "to": {"users": [users[n * 7919 % MEMBERS]]}, "type": "t", "payload": {}}
+            begun = time.perf_counter()
+            post("/v1/messages", message)
+            self.took.append((time.perf_counter() - begun) * 1e3)
+            n += 1
 
 
 with tempfile.TemporaryDirectory() as directory:
@@ -54,6 +83,19 @@ with tempfile.TemporaryDirectory() as directory:
         message = {"from": "somebody", "to": {"group": "all"}, "type": "t", "payload": {}}
         timed("online-only", {**message, "online_only": True}, 10)
         timed("persisted  ", message, 3)
+        with Others("nothing else is sent"):
+            time.sleep(2)
+        with Others("a persisted message goes to all"):
+            timed("persisted  ", message, 5)
+        sent = post("/v1/messages", message)["id"]
+        with Others("that message is recalled"):
+            begun = time.perf_counter()
+            headers = {"Authorization": "Bearer k"}
+            url = f"http://127.0.0.1:{PORT}/v1/messages/{sent}"
+            urllib.request.urlopen(urllib.request.Request(url, headers=headers, method="DELETE")).close()
+            print(f"recall     : {(time.perf_counter() - begun) * 1e3:7.1f} ms")
+            # Its rows are taken out afterwards.
+            time.sleep(8)
     finally:
         node.terminate()
         node.wait()

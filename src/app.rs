@@ -23,6 +23,7 @@ use crate::relay::metrics::Metrics;
 use crate::relay::presence_news::PresenceNews;
 use crate::tasks::Tasks;
 use crate::traces::Exporter;
+use crate::webhook::Webhooks;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App as Actix, HttpServer};
@@ -104,16 +105,14 @@ impl App {
         let tasks = Tasks::on_this_runtime();
         let store = durable_plane(config, &tasks, &mut registry).await?;
         let plane = ephemeral_plane(config, &tasks, &mut registry).await?;
-        let callbacks = Callbacks::start(&store, &config.callbacks, schedule, &tasks, &mut registry)?;
+        let webhooks = Webhooks::of(&config.callbacks)?;
         let relay = Relay::new(Parts {
             node: config.cluster.node.clone(),
             plane: plane.clone(),
             store: store.clone(),
-            callbacks,
-            before_send: BeforeSend::new(&config.callbacks, &mut registry)
-                .map_err(|error| anyhow::anyhow!("callbacks.before_send.{error}"))?,
-            presence_news: PresenceNews::start(&config.callbacks, &tasks, &mut registry)
-                .map_err(|error| anyhow::anyhow!("callbacks.presence.{error}"))?,
+            callbacks: Callbacks::start(&store, schedule, &tasks, &mut registry),
+            before_send: BeforeSend::new(&mut registry),
+            presence_news: PresenceNews::start(&tasks, &mut registry),
             limits: config.limits,
             stream: config.stream.clone(),
             retention: config.store.retention,
@@ -121,6 +120,7 @@ impl App {
             tasks: tasks.clone(),
             metrics: Metrics::new(&mut registry),
         });
+        relay.set_callbacks(webhooks, &config.callbacks);
         relay.start().await.context("this node can't join the others")?;
         let rates = Arc::new(RateLimits::new(&config.limits));
         tasks.spawn_essential("rates", rates.clone().forget_idle(tasks.drain.clone()));

@@ -4,10 +4,8 @@ use crate::config::{ConfigErrors, Loaded, Reload};
 use crate::http::{Keys, RateLimits};
 use crate::logging::Level;
 use crate::relay::handle::Relay;
-use crate::webhook::client::Webhook;
-use crate::webhook::guard::Guard;
+use crate::webhook::Webhooks;
 use actix_web::web::Data;
-use anyhow::anyhow;
 use std::io;
 use std::sync::Arc;
 use tokio::signal::unix::Signal;
@@ -57,13 +55,7 @@ impl Start {
         let Live { relay, keys, rates } = live;
         let Reload { effective, mut changed, at_restart } = in_force.reload(&(self.read)()?)?;
         let accepted = keys.prepare(&effective.config).await?;
-        let guard = Guard::of(&effective.config.callbacks);
-        let mut webhooks = vec![];
-        for (section, webhook, outlet) in relay.webhooks(&effective.config.callbacks) {
-            let Some(url) = outlet.url.clone() else { continue };
-            let moved = Webhook::new(url, outlet, guard.clone()).map_err(|error| anyhow!("{section}.{error}"))?;
-            webhooks.push((webhook, moved));
-        }
+        let webhooks = Webhooks::of(&effective.config.callbacks)?;
         // The same files may hold other keys.
         let public_keys = "auth.device_public_keys";
         let has_secrets_of_old = !changed.contains(&"auth.device_secrets") && !changed.contains(&public_keys);
@@ -71,10 +63,7 @@ impl Start {
             changed.push(public_keys);
         }
         keys.replace(accepted, relay);
-        for (webhook, moved) in webhooks {
-            webhook.replace(moved);
-        }
-        relay.set_before_send(&effective.config.callbacks);
+        relay.set_callbacks(webhooks, &effective.config.callbacks);
         relay.set_limits(effective.config.limits);
         rates.set(&effective.config.limits);
         self.level.set(&effective.config.log.level);

@@ -1,6 +1,6 @@
 //! The table of keys, in the order of the contract.
 
-use super::reload::Takes::{self, Reload, ReloadWhile};
+use super::reload::Takes::{self, Reload};
 use super::sections::Config;
 use super::slot::Slot::{
     self, Address, AddressOrOff, AnyUrlOrNone, Count, Count64, Format, Level, Millis, Mode, Networks, Node, Nodes,
@@ -129,7 +129,7 @@ pub static KEYS: &[Key] = &[
     Key::new(
         "redis.nodes",
         Nodes(|c| &mut c.redis.nodes),
-        "More addresses, beside the one of `redis.url`: of the Cluster's nodes, or of the Sentinels. Credentials, TLS and database of `redis.url` are for the servers, not for the Sentinels.",
+        "More addresses, beside the one of `redis.url`: of the Cluster's nodes, or of the Sentinels. TLS is for all of them; credentials and database of `redis.url` are for the servers, not for the Sentinels.",
     ),
     Key::new(
         "redis.sentinel_master",
@@ -248,66 +248,66 @@ pub static KEYS: &[Key] = &[
         Seconds(1..=604_800, |c| &mut c.limits.idempotency_window),
         "How long an `Idempotency-Key` of a persisted send is remembered.",
     ).takes(Reload),
-    Key::new("callbacks.storage.url", UrlOrNone(|c| &mut c.callbacks.storage.url), "Gets every persisted message.").takes(ReloadWhile("callbacks.storage.url")),
-    Key::new("callbacks.storage.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.storage.secrets), SIGNS).takes(ReloadWhile("callbacks.storage.url"))
+    Key::new("callbacks.storage.url", UrlOrNone(|c| &mut c.callbacks.storage.url), "Gets every persisted message.").takes(Reload),
+    Key::new("callbacks.storage.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.storage.secrets), SIGNS).takes(Reload)
         .by_default(MADE),
-    Key::new("callbacks.storage.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.storage.timeout), TIMEOUT).takes(ReloadWhile("callbacks.storage.url")),
-    Key::new("callbacks.storage.concurrency", Count(1..=1_024, |c| &mut c.callbacks.storage.concurrency), AT_ONCE),
+    Key::new("callbacks.storage.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.storage.timeout), TIMEOUT).takes(Reload),
+    Key::new("callbacks.storage.concurrency", Count(1..=1_024, |c| &mut c.callbacks.storage.concurrency), AT_ONCE).takes(Reload),
     Key::new(
         "callbacks.storage.batch_max",
         Count(1..=500, |c| &mut c.callbacks.storage_batch_max),
         "How many messages one storage callback may carry. More than 1: they come as `message.stored.batch`.",
-    ),
+    ).takes(Reload),
     Key::new(
         "callbacks.push.url",
         UrlOrNone(|c| &mut c.callbacks.push.url),
         "Gets, per recipient, every persisted message that no device took.",
-    ).takes(ReloadWhile("callbacks.push.url")),
-    Key::new("callbacks.push.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.push.secrets), SIGNS).takes(ReloadWhile("callbacks.push.url"))
+    ).takes(Reload),
+    Key::new("callbacks.push.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.push.secrets), SIGNS).takes(Reload)
         .by_default(MADE),
-    Key::new("callbacks.push.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.push.timeout), TIMEOUT).takes(ReloadWhile("callbacks.push.url")),
-    Key::new("callbacks.push.concurrency", Count(1..=1_024, |c| &mut c.callbacks.push.concurrency), AT_ONCE),
+    Key::new("callbacks.push.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.push.timeout), TIMEOUT).takes(Reload),
+    Key::new("callbacks.push.concurrency", Count(1..=1_024, |c| &mut c.callbacks.push.concurrency), AT_ONCE).takes(Reload),
     Key::new(
         "callbacks.push.grace_ms",
         Millis(0..=3_600_000, |c| &mut c.callbacks.push_grace),
         "How long a recipient's online devices have to take a message before it is pushed.",
-    ),
+    ).takes(Reload),
     Key::new(
         "callbacks.presence.url",
         UrlOrNone(|c| &mut c.callbacks.presence.url),
         "Is told when a user's first device comes and when the last one has been gone for a while. Best effort: the highest `version` wins.",
-    ).takes(ReloadWhile("callbacks.presence.url")),
-    Key::new("callbacks.presence.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.presence.secrets), SIGNS).takes(ReloadWhile("callbacks.presence.url"))
+    ).takes(Reload),
+    Key::new("callbacks.presence.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.presence.secrets), SIGNS).takes(Reload)
         .by_default(MADE),
-    Key::new("callbacks.presence.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.presence.timeout), TIMEOUT).takes(ReloadWhile("callbacks.presence.url")),
-    Key::new("callbacks.presence.concurrency", Count(1..=1_024, |c| &mut c.callbacks.presence.concurrency), AT_ONCE),
+    Key::new("callbacks.presence.timeout_ms", Millis(1..=120_000, |c| &mut c.callbacks.presence.timeout), TIMEOUT).takes(Reload),
+    Key::new("callbacks.presence.concurrency", Count(1..=1_024, |c| &mut c.callbacks.presence.concurrency), AT_ONCE).takes(Reload),
     Key::new(
         "callbacks.presence.debounce_ms",
         Millis(0..=3_600_000, |c| &mut c.callbacks.presence_debounce),
         "For how long a user's last device must have been gone.",
-    ),
+    ).takes(Reload),
     Key::new(
         "callbacks.before_send.url",
         UrlOrNone(|c| &mut c.callbacks.before_send.url),
         "Is asked before every send, online-only ones too, whether it may go: allow, reject or replace the payload.",
-    ).takes(ReloadWhile("callbacks.before_send.url")),
-    Key::new("callbacks.before_send.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.before_send.secrets), SIGNS).takes(ReloadWhile("callbacks.before_send.url"))
+    ).takes(Reload),
+    Key::new("callbacks.before_send.secrets", Secrets(webhook_secret, |c| &mut c.callbacks.before_send.secrets), SIGNS).takes(Reload)
         .by_default(MADE),
     Key::new(
         "callbacks.before_send.timeout_ms",
         Millis(1..=30_000, |c| &mut c.callbacks.before_send.timeout),
         "A send waits so long for the answer, and no longer.",
-    ).takes(ReloadWhile("callbacks.before_send.url")),
+    ).takes(Reload),
     Key::new(
         "callbacks.before_send.concurrency",
         Count(1..=1_024, |c| &mut c.callbacks.before_send.concurrency),
         "How many of these questions run at once. More wait, within `timeout_ms`.",
-    ).takes(ReloadWhile("callbacks.before_send.url")),
+    ).takes(Reload),
     Key::new(
         "callbacks.before_send.on_failure",
         OnFailure(|c| &mut c.callbacks.before_send_on_failure),
         "What becomes of a send when the question has no answer.",
-    ).takes(ReloadWhile("callbacks.before_send.url")),
+    ).takes(Reload),
     Key::new(
         "callbacks.deny_networks",
         Networks(|c| &mut c.callbacks.deny_networks),

@@ -2,7 +2,7 @@
 
 use super::check;
 use super::flaw::{ConfigErrors, Place};
-use super::keys::{KEYS, Key, position};
+use super::keys::KEYS;
 use super::load::Loaded;
 
 /// When a changed key takes effect.
@@ -12,8 +12,6 @@ pub(super) enum Takes {
     Restart,
     /// When the configuration is read anew.
     Reload,
-    /// The same while this key is given, before and after; that it comes or goes waits for the next start.
-    ReloadWhile(&'static str),
 }
 
 /// What a configuration read anew brings.
@@ -36,7 +34,7 @@ impl Loaded {
             if key.slot.is_same(&mut self.config.clone(), &mut new.config.clone()) {
                 continue;
             }
-            if takes_effect(key, self, new) {
+            if key.takes == Takes::Reload {
                 key.slot.copy(&mut new.config.clone(), &mut effective.config);
                 effective.places[i] = new.places[i].clone();
                 changed.push(key.name);
@@ -52,19 +50,8 @@ impl Loaded {
     }
 }
 
-fn takes_effect(key: &Key, old: &Loaded, new: &Loaded) -> bool {
-    match key.takes {
-        Takes::Restart => false,
-        Takes::Reload => true,
-        Takes::ReloadWhile(name) => {
-            let is_given = |loaded: &Loaded| position(name).is_some_and(|i| KEYS[i].shown(&loaded.config) != "\"\"");
-            is_given(old) && is_given(new)
-        }
-    }
-}
-
 /// The keys that take effect without a restart, for the documentation.
 pub fn reloaded_keys() -> String {
-    let names = KEYS.iter().filter(|key| key.takes != Takes::Restart).map(|key| format!("`{}`", key.name));
+    let names = KEYS.iter().filter(|key| key.takes == Takes::Reload).map(|key| format!("`{}`", key.name));
     names.collect::<Vec<_>>().join(", ")
 }

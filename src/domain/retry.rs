@@ -101,6 +101,16 @@ impl Health {
         Self { concurrency, state, epoch: 0, current: 0, in_flight: 0, paused_until: None }
     }
 
+    /// From now on it may get so many attempts at a time. Those under way beyond that end as they were begun.
+    pub fn set_concurrency(&mut self, concurrency: usize) {
+        let concurrency = concurrency.max(1);
+        if let State::Closed { permits, .. } = &mut self.state {
+            // One that still ramps up goes on from where it is.
+            *permits = if *permits == self.concurrency { concurrency } else { concurrency.min(*permits) };
+        }
+        self.concurrency = concurrency;
+    }
+
     /// Takes the permission for an attempt, if there may be one now.
     pub fn begin(&mut self, now: Instant) -> Option<Pass> {
         let permits = match self.state {
@@ -278,6 +288,31 @@ mod tests {
                 health.end(pass, Sign::Alive, now);
             }
         }
+    }
+
+    #[test]
+    fn another_concurrency_holds_at_once_but_spares_no_ramp() {
+        let now = Instant::now();
+        let mut health = Health::new(4);
+        let mut passes: Vec<Pass> = std::iter::from_fn(|| health.begin(now)).collect();
+        health.set_concurrency(6);
+        passes.extend(std::iter::from_fn(|| health.begin(now)));
+        assert_eq!(passes.len(), 6);
+        health.set_concurrency(2);
+        for left in (0..6).rev() {
+            health.end(passes.pop().unwrap(), Sign::Alive, now);
+            let again = health.begin(now);
+            assert_eq!(again.is_some(), left < 2, "{left}");
+            if let Some(pass) = again {
+                health.cancel(pass);
+            }
+        }
+        let mut health = opened(4, now);
+        health.set_concurrency(8);
+        let probe = health.begin(now + SECOND).unwrap();
+        health.end(probe, Sign::Alive, now);
+        health.set_concurrency(16);
+        assert_eq!(std::iter::from_fn(|| health.begin(now)).count(), 1);
     }
 
     #[test]

@@ -6,8 +6,7 @@ use crate::config::{Callbacks, OnFailure, Outlet};
 use crate::domain::message::{Draft, RawJson};
 use crate::domain::time::Timestamp;
 use crate::traces;
-use crate::webhook::client::{SetupError, Webhook};
-use crate::webhook::guard::Guard;
+use crate::webhook::client::Webhook;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -36,29 +35,23 @@ const REASON_MAX: usize = 256;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rejected(pub String);
 
-/// The way to the operator's service.
+/// The question, if it is to be put.
 #[derive(Debug)]
 pub struct BeforeSend {
-    webhook: Webhook,
-    terms: RwLock<Terms>,
+    /// `None`: nobody is to be asked.
+    terms: RwLock<Option<Arc<Terms>>>,
     breaker: Mutex<Breaker>,
     answers: Family<AnswerLabel, Counter>,
     seconds: Histogram,
 }
 
-/// What may be said anew. A question that is under way ends by the terms that it began by.
-#[derive(Clone, Debug)]
+/// Who is asked, and how. A question that is under way ends by the terms that it began by.
+#[derive(Debug)]
 struct Terms {
-    places: Arc<Semaphore>,
+    webhook: Webhook,
+    places: Semaphore,
     timeout: Duration,
     on_failure: OnFailure,
-}
-
-impl Terms {
-    fn of(config: &Callbacks) -> Self {
-        let Outlet { concurrency, timeout, .. } = config.before_send;
-        Self { places: Arc::new(Semaphore::new(concurrency)), timeout, on_failure: config.before_send_on_failure }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -88,38 +81,31 @@ enum Decision {
 }
 
 impl BeforeSend {
-    /// By `callbacks.before_send.*`; `None` if nobody is to be asked.
-    pub fn new(config: &Callbacks, registry: &mut Registry) -> Result<Option<Self>, SetupError> {
-        let outlet = &config.before_send;
-        let Some(url) = outlet.url.clone() else { return Ok(None) };
-        let guard = Guard::of(config);
+    /// Nobody is asked until [`BeforeSend::set`] says who.
+    pub fn new(registry: &mut Registry) -> Self {
         let answers = Family::<AnswerLabel, Counter>::default();
         registry.register("before_send_answers", "Questions before a send, by answer", answers.clone());
         let seconds = Histogram::new(exponential_buckets(0.001, 2.0, 12));
         registry.register("before_send_seconds", "Time that sends waited for the answer", seconds.clone());
-        Ok(Some(Self {
-            webhook: Webhook::new(url, outlet, guard)?,
-            terms: RwLock::new(Terms::of(config)),
-            breaker: Mutex::default(),
-            answers,
-            seconds,
-        }))
+        Self { terms: RwLock::default(), breaker: Mutex::default(), answers, seconds }
     }
 
-    /// Where it is.
-    pub fn webhook(&self) -> &Webhook {
-        &self.webhook
+    /// From now on by these `callbacks.before_send.*`.
+    pub fn set(&self, webhook: Option<Webhook>, config: &Callbacks) {
+        let Outlet { concurrency, timeout, .. } = config.before_send;
+        let (places, on_failure) = (Semaphore::new(concurrency), config.before_send_on_failure);
+        *self.terms.write() = webhook.map(|webhook| Arc::new(Terms { webhook, places, timeout, on_failure }));
     }
 
-    /// From now on by these `callbacks.before_send.*`, but for where it is.
-    pub fn set_terms(&self, config: &Callbacks) {
-        *self.terms.write() = Terms::of(config);
+    /// Whether anybody is to be asked.
+    pub fn is_asked(&self) -> bool {
+        self.terms.read().is_some()
     }
 
     /// The draft as it may be sent. Another payload in its place may have so many bytes.
     pub async fn ask(&self, mut draft: Draft, payload_bytes: usize) -> Result<Draft, Rejected> {
         let begun = Instant::now();
-        let terms = self.terms.read().clone();
+        let Some(terms) = self.terms.read().clone() else { return Ok(draft) };
         let decision = self.decide(&draft, payload_bytes, &terms).await;
         self.seconds.observe(begun.elapsed().as_secs_f64());
         let (answer, result) = match decision {
@@ -153,7 +139,7 @@ impl BeforeSend {
         let _place = place.map_err(|_| "too many questions are under way")?.map_err(|closed| closed.to_string())?;
         let limit = payload_bytes + ANSWER_ENVELOPE;
         let traced = traces::question(draft.trace.as_deref());
-        let answer = self.webhook.ask(&Uuid::now_v7().to_string(), question(draft), limit, &traced).await;
+        let answer = terms.webhook.ask(&Uuid::now_v7().to_string(), question(draft), limit, &traced).await;
         let answer = answer.map_err(|failure| format!("{}: {}", failure.kind.as_str(), failure.text))?;
         read(&answer.into(), payload_bytes)
     }

@@ -3,7 +3,6 @@
 use super::frame::{Frame, GapReason};
 use super::handle::{Error, Relay};
 use super::hub::{Seat, Socket};
-use super::presence_news::PresenceNews;
 use super::stream::{Start, Stream, goodbye};
 use crate::domain::message::Cursor;
 use crate::domain::seat::{DeviceId, DeviceState, KeyId, Presence, SeatInfo, UserId};
@@ -70,8 +69,8 @@ impl Relay {
                 if let Some(older) = replaced {
                     self.end_seat(older, Bye::Replaced).await;
                 }
-                if let (Some(version), Some(news)) = (arrival, &self.0.presence_news) {
-                    news.arrived(&user, &device, version);
+                if let Some(version) = arrival {
+                    self.0.presence_news.arrived(&user, &device, version);
                 }
             }
             // Persisted messages need no presence, and an error would be final for a browser's `EventSource`. The plane seats all streams
@@ -129,9 +128,10 @@ impl Relay {
         });
     }
 
-    /// A user's last seat has gone. If the user isn't back in time, the operator is told.
+    /// A user's last seat has gone. If the user isn't back in time, the operator is told. It is noted though nobody is to be told, or an
+    /// endpoint that is configured later would not hear of the next arrival.
     pub(super) fn went(&self, user: &UserId, device: &DeviceId, version: u64, why: Departure) {
-        let Some(debounce) = self.0.presence_news.as_ref().map(PresenceNews::debounce) else { return };
+        let debounce = self.0.presence_news.debounce();
         let (relay, user, device) = (self.clone(), user.clone(), device.clone());
         self.0.tasks.spawn(async move {
             tokio::select! {
@@ -139,11 +139,7 @@ impl Relay {
                 () = relay.0.tasks.halt.cancelled() => return,
             }
             match relay.0.plane.take_departure(&user, version).await {
-                Ok(true) => {
-                    if let Some(news) = &relay.0.presence_news {
-                        news.departed(&user, &device, version, why);
-                    }
-                }
+                Ok(true) => relay.0.presence_news.departed(&user, &device, version, why),
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "a user's departure could not be told of"),
             }

@@ -7,13 +7,12 @@ use super::metrics::Metrics;
 use super::notes::Notes;
 use super::presence_news::PresenceNews;
 use crate::config;
-use crate::domain::callback::Endpoint;
 use crate::domain::message::Cursor;
 use crate::domain::seat::NodeId;
 use crate::ports::{Away, Ephemeral, KeyError, SeatError, Store, StoreError, TicketError};
 use crate::relay::callbacks::Callbacks;
 use crate::tasks::Tasks;
-use crate::webhook::client::Webhook;
+use crate::webhook::Webhooks;
 use parking_lot::RwLock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,8 +29,8 @@ pub(super) struct Inner {
     pub(super) plane: Arc<dyn Ephemeral>,
     pub(super) store: Arc<dyn Store>,
     pub(super) callbacks: Arc<Callbacks>,
-    pub(super) before_send: Option<BeforeSend>,
-    pub(super) presence_news: Option<PresenceNews>,
+    pub(super) before_send: BeforeSend,
+    pub(super) presence_news: PresenceNews,
     pub(super) notes: Notes,
     pub(super) groups: Copies,
     limits: RwLock<config::Limits>,
@@ -66,8 +65,8 @@ pub struct Parts {
     pub plane: Arc<dyn Ephemeral>,
     pub store: Arc<dyn Store>,
     pub callbacks: Arc<Callbacks>,
-    pub before_send: Option<BeforeSend>,
-    pub presence_news: Option<PresenceNews>,
+    pub before_send: BeforeSend,
+    pub presence_news: PresenceNews,
     pub limits: config::Limits,
     pub stream: config::Stream,
     /// `store.retention_s`: the longest and the usual life of a persisted message.
@@ -159,7 +158,7 @@ impl From<TicketError> for Error {
 }
 
 impl Relay {
-    /// A relay of these parts; [`Relay::start`] sets its tasks going.
+    /// A relay of these parts; [`Relay::set_callbacks`] says whom it tells, and [`Relay::start`] sets its tasks going.
     pub fn new(parts: Parts) -> Self {
         let Parts {
             node,
@@ -222,27 +221,12 @@ impl Relay {
         *self.0.limits.write() = limits;
     }
 
-    /// The endpoints that are told something, each with its section and what a configuration says of it.
-    pub fn webhooks<'a>(
-        &'a self,
-        config: &'a config::Callbacks,
-    ) -> impl Iterator<Item = (&'static str, &'a Webhook, &'a config::Outlet)> {
-        let Inner { callbacks, presence_news, before_send, .. } = &*self.0;
-        [
-            ("callbacks.storage", callbacks.webhook(Endpoint::Storage), &config.storage),
-            ("callbacks.push", callbacks.webhook(Endpoint::Push), &config.push),
-            ("callbacks.presence", presence_news.as_ref().map(PresenceNews::webhook), &config.presence),
-            ("callbacks.before_send", before_send.as_ref().map(BeforeSend::webhook), &config.before_send),
-        ]
-        .into_iter()
-        .filter_map(|(section, webhook, outlet)| Some((section, webhook?, outlet)))
-    }
-
-    /// From now on sends are asked about by these terms, if they are at all.
-    pub fn set_before_send(&self, config: &config::Callbacks) {
-        if let Some(before_send) = &self.0.before_send {
-            before_send.set_terms(config);
-        }
+    /// From now on these are told and asked, by these `callbacks.*`.
+    pub fn set_callbacks(&self, webhooks: Webhooks, config: &config::Callbacks) {
+        let Webhooks { storage, push, presence, before_send } = webhooks;
+        self.0.callbacks.set(storage, push, config);
+        self.0.presence_news.set(presence, config);
+        self.0.before_send.set(before_send, config);
     }
 
     /// `store.retention_s`

@@ -7,9 +7,9 @@ use crate::domain::time::Timestamp;
 use crate::ports::Departure;
 use crate::tasks::Tasks;
 use crate::traces;
-use crate::webhook::client::{Failure, Posted, SetupError, Webhook};
-use crate::webhook::guard::Guard;
+use crate::webhook::client::{Posted, Webhook};
 use bytes::Bytes;
+use parking_lot::RwLock;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -26,13 +26,23 @@ const WAITING_MAX: usize = 10_000;
 /// After an attempt has failed, the next ones come so much later.
 const AGAIN_AFTER: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 
-/// The way to the operator's endpoint.
+/// The way to the operator's endpoint, if there is one.
 #[derive(Debug)]
 pub struct PresenceNews {
-    debounce: Duration,
+    terms: Current,
     waiting: mpsc::Sender<Event>,
-    webhook: Arc<Webhook>,
     results: Family<ResultLabel, Counter>,
+}
+
+/// `None` while nobody is to be told.
+type Current = Arc<RwLock<Option<Arc<Terms>>>>;
+
+/// Who is told, and how.
+#[derive(Debug)]
+struct Terms {
+    webhook: Webhook,
+    places: Arc<Semaphore>,
+    debounce: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,36 +73,26 @@ struct Data<'a> {
 }
 
 impl PresenceNews {
-    /// By `callbacks.presence.*`; `None` if nobody is to be told.
-    pub fn start(config: &Callbacks, tasks: &Tasks, registry: &mut Registry) -> Result<Option<Self>, SetupError> {
-        let outlet = &config.presence;
-        let Some(url) = outlet.url.clone() else { return Ok(None) };
-        let guard = Guard::of(config);
-        let webhook = Arc::new(Webhook::new(url, outlet, guard)?);
+    /// Nobody is told until [`PresenceNews::set`] says who.
+    pub fn start(tasks: &Tasks, registry: &mut Registry) -> Self {
         let results = Family::<ResultLabel, Counter>::default();
         registry.register("presence_callbacks", "Presence callbacks, by what became of them", results.clone());
         let (waiting, events) = mpsc::channel(WAITING_MAX);
-        let events = Arc::new(Mutex::new(events));
-        for _ in 0..outlet.concurrency {
-            let teller = Teller {
-                webhook: webhook.clone(),
-                events: events.clone(),
-                tasks: tasks.clone(),
-                results: results.clone(),
-            };
-            tasks.spawn_essential("callbacks.presence", teller.run());
-        }
-        Ok(Some(Self { debounce: config.presence_debounce, waiting, webhook, results }))
+        let terms = Current::default();
+        let teller = Teller { terms: terms.clone(), tasks: tasks.clone(), results: results.clone() };
+        tasks.spawn_essential("callbacks.presence", teller.run(events));
+        Self { terms, waiting, results }
     }
 
-    /// Where it goes.
-    pub fn webhook(&self) -> &Webhook {
-        &self.webhook
+    /// From now on by these `callbacks.presence.*`.
+    pub fn set(&self, webhook: Option<Webhook>, config: &Callbacks) {
+        let (places, debounce) = (Arc::new(Semaphore::new(config.presence.concurrency)), config.presence_debounce);
+        *self.terms.write() = webhook.map(|webhook| Arc::new(Terms { webhook, places, debounce }));
     }
 
-    /// `callbacks.presence.debounce_ms`
+    /// `callbacks.presence.debounce_ms`; none if nobody is to be told.
     pub fn debounce(&self) -> Duration {
-        self.debounce
+        self.terms.read().as_ref().map_or(Duration::ZERO, |terms| terms.debounce)
     }
 
     /// A user's first device has come.
@@ -106,6 +106,9 @@ impl PresenceNews {
     }
 
     fn tell(&self, kind: &'static str, data: Data<'_>) {
+        if self.terms.read().is_none() {
+            return;
+        }
         let body = serde_json::to_vec(&Body { r#type: kind, timestamp: Timestamp::now(), data }).unwrap_or_default();
         if self.waiting.try_send(Event { id: Uuid::now_v7(), body: body.into() }).is_err() {
             count(&self.results, "lost");
@@ -117,53 +120,59 @@ fn count(results: &Family<ResultLabel, Counter>, result: &'static str) {
     results.get_or_create_owned(&ResultLabel { result }).inc();
 }
 
-/// Tells one event after the other.
+/// Tells one event after the other, several at a time.
+#[derive(Clone)]
 struct Teller {
-    webhook: Arc<Webhook>,
-    events: Arc<Mutex<mpsc::Receiver<Event>>>,
+    terms: Current,
     tasks: Tasks,
     results: Family<ResultLabel, Counter>,
 }
 
 impl Teller {
-    async fn run(self) {
+    async fn run(self, mut events: mpsc::Receiver<Event>) {
         loop {
-            let next = async { self.events.lock().await.recv().await };
             let event = tokio::select! {
                 biased;
-                event = next => event,
+                event = events.recv() => event,
                 () = self.tasks.drain.cancelled() => None,
             };
             let Some(event) = event else { return };
-            let result = match self.tell(&event).await {
-                Ok(()) => "told",
-                Err(failure) => {
-                    let (kind, status) = (failure.kind.as_str(), failure.status);
-                    tracing::warn!(kind, status, "a presence callback was given up");
-                    "given_up"
-                }
+            let places = self.terms.read().as_ref().map(|terms| terms.places.clone());
+            let place = match places {
+                Some(places) => places.acquire_owned().await.ok(),
+                None => None,
             };
-            count(&self.results, result);
+            let teller = self.clone();
+            self.tasks.spawn(async move {
+                count(&teller.results, teller.tell(&event).await);
+                drop(place);
+            });
         }
     }
 
-    async fn tell(&self, event: &Event) -> Result<(), Failure> {
+    /// What became of it.
+    async fn tell(&self, event: &Event) -> &'static str {
         let mut waits = AGAIN_AFTER.into_iter();
         let mut attempt = 0;
         loop {
+            let Some(terms) = self.terms.read().clone() else { return "lost" };
             attempt += 1;
             let traced = traces::attempt("presence", attempt, vec![]);
-            let posted = self.webhook.post(&event.id.to_string(), event.body.clone(), &traced).await;
+            let posted = terms.webhook.post(&event.id.to_string(), event.body.clone(), &traced).await;
             drop(traced);
-            match posted {
-                Posted::Success => return Ok(()),
-                Posted::Failed(failure) => {
-                    let Some(wait) = waits.next().filter(|_| !failure.abort) else { return Err(failure) };
-                    tokio::select! {
-                        () = sleep(failure.retry_after.unwrap_or(wait).min(AGAIN_AFTER[2])) => {}
-                        () = self.tasks.drain.cancelled() => return Err(failure),
-                    }
-                }
+            let Posted::Failed(failure) = posted else { return "told" };
+            let wait = waits.next().filter(|_| !failure.abort);
+            let goes_on = match wait {
+                Some(wait) => tokio::select! {
+                    () = sleep(failure.retry_after.unwrap_or(wait).min(AGAIN_AFTER[2])) => true,
+                    () = self.tasks.drain.cancelled() => false,
+                },
+                None => false,
+            };
+            if !goes_on {
+                let (kind, status) = (failure.kind.as_str(), failure.status);
+                tracing::warn!(kind, status, "a presence callback was given up");
+                return "given_up";
             }
         }
     }

@@ -215,19 +215,14 @@ impl Relay {
     /// A repeat gets its first answer whatever would be said of it now.
     async fn is_repeat(&self, key: Option<&SendKey>, now: Timestamp) -> Result<bool, Error> {
         match key {
-            Some(key) if self.0.before_send.is_some() => Ok(self.0.store.peek_key(&key.key, now).await?.is_some()),
+            Some(key) if self.0.before_send.is_asked() => Ok(self.0.store.peek_key(&key.key, now).await?.is_some()),
             Some(_) | None => Ok(false),
         }
     }
 
     async fn ask_before_send(&self, draft: Draft) -> Result<Draft, Error> {
-        match &self.0.before_send {
-            Some(before_send) => before_send
-                .ask(draft, self.limits().payload_bytes)
-                .await
-                .map_err(|Rejected(reason)| Error::Rejected(reason)),
-            None => Ok(draft),
-        }
+        let asked = self.0.before_send.ask(draft, self.limits().payload_bytes).await;
+        asked.map_err(|Rejected(reason)| Error::Rejected(reason))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::trace::TraceContext;
 use crate::traces::{self, Traced};
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, ClientBuilder, Response, Url};
 use std::borrow::Cow;
@@ -102,11 +102,8 @@ impl FailureKind {
     }
 }
 
-/// An endpoint of the operator, which may be said anew while events go there. `Debug` never shows its URL, which may bear credentials.
-pub struct Webhook(RwLock<Arc<Way>>);
-
-/// How to get there.
-struct Way {
+/// An endpoint of the operator. `Debug` never shows its URL, which may bear credentials.
+pub struct Webhook {
     client: Client,
     url: Url,
     guard: Guard,
@@ -118,7 +115,7 @@ struct Way {
 
 impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Webhook").field("timeout", &self.0.read().timeout).finish_non_exhaustive()
+        f.debug_struct("Webhook").field("timeout", &self.timeout).finish_non_exhaustive()
     }
 }
 
@@ -134,13 +131,7 @@ impl Webhook {
         let client = guarded(Arc::new(resolver)).pool_max_idle_per_host(outlet.concurrency);
         let client = client.build().map_err(SetupError::Client)?;
         let signer = Signer::new(&outlet.secrets)?;
-        let way = Way { client, url, guard, signer, timeout: outlet.timeout, pooled_at: Mutex::new(None) };
-        Ok(Self(RwLock::new(Arc::new(way))))
-    }
-
-    /// From now on events go where `other` goes. Those in flight end as they were begun.
-    pub fn replace(&self, other: Self) {
-        *self.0.write() = other.0.into_inner();
+        Ok(Self { client, url, guard, signer, timeout: outlet.timeout, pooled_at: Mutex::new(None) })
     }
 
     /// Posts a JSON body as the event `id`.
@@ -154,18 +145,15 @@ impl Webhook {
 
     /// Posts a JSON body as the question `id`, and returns the answer's body: at most `limit` bytes of it are taken.
     pub async fn ask(&self, id: &str, body: Bytes, limit: usize, traced: &Traced) -> Result<Vec<u8>, Failure> {
-        let way = Arc::clone(&self.0.read());
-        traced.asks(way.url.host_str(), way.url.port_or_known_default());
-        let asked = way.ask(id, body, limit, traced).await;
+        traced.asks(self.url.host_str(), self.url.port_or_known_default());
+        let asked = self.exchange(id, body, limit, traced).await;
         if let Err(failure) = &asked {
             traced.failed(&failure.error_type());
         }
         asked
     }
-}
 
-impl Way {
-    async fn ask(&self, id: &str, body: Bytes, limit: usize, traced: &Traced) -> Result<Vec<u8>, Failure> {
+    async fn exchange(&self, id: &str, body: Bytes, limit: usize, traced: &Traced) -> Result<Vec<u8>, Failure> {
         self.guard.check_url(&self.url).map_err(|refused| Failure::without_answer(FailureKind::Address, &refused))?;
         let asking = async {
             let response = self.send(id, body, traced).await.map_err(Failure::of_error)?;

@@ -144,6 +144,62 @@ fn a_kill_at_any_moment_loses_nothing_and_repeats_nothing() {
     check_calls(&pushed, &sends, |call| (call.message_id(), "away".to_owned()));
 }
 
+#[test]
+fn a_kill_while_a_large_group_is_written_to_leaves_nobody_without() {
+    only_embedded!("on a cluster another node completes it: see cluster/postgres.rs");
+    const MEMBERS: usize = 2_600;
+    let (seed, mut random) = seeded();
+    eprintln!("to repeat this: HERENOW_TEST_SEED={seed}");
+    let storage = Receiver::start();
+    let mut node = node_of(&[("storage", &storage)], &[]);
+    for bite in (0..MEMBERS).collect::<Vec<_>>().chunks(1_000) {
+        let names: Vec<String> = bite.iter().map(|n| format!("m{n:04}")).collect();
+        node.backend().post("/v1/groups/crowd/members", &json!({ "add": names })).expect(200);
+    }
+    let message = json!({"from": "alice", "to": {"group": "crowd"}, "type": "chat", "payload": {}});
+    let mut ids = BTreeSet::new();
+    for round in 1..=ROUNDS {
+        let (address, key) = (node.address(), format!("round-{round}"));
+        let request = |address: SocketAddr| {
+            let request = Request::post("/v1/messages?recipients=true").json(message.to_string()).bearer(API_KEY);
+            request.header("Idempotency-Key", &key).header("Connection", "close").to_bytes(address)
+        };
+        let time = Duration::from_millis(random.random_range(0..250));
+        let first = scope(|scope| {
+            let sender = scope.spawn(|| exchange(address, &request(address)).ok());
+            sleep(time);
+            node.kill();
+            sender.join().unwrap()
+        });
+        node.restart();
+        let address = node.address();
+        let answer = eventually("the repeat is answered", || {
+            let answer = exchange(address, &request(address)).unwrap();
+            if answer.status == 409 {
+                answer.problem(409, "idempotency_in_progress");
+                return Err("still being written".to_owned());
+            }
+            Ok(answer.expect(201).json())
+        });
+        if let Some(first) = first.filter(|first| first.status == 201) {
+            assert_eq!(first.json(), answer);
+        }
+        // A member that was left out, or has it twice, has another number than the round's.
+        let expected: Vec<Value> = (0..MEMBERS)
+            .map(|n| json!({"user": format!("m{n:04}"), "outcome": "stored", "cursor": round.to_string()}))
+            .collect();
+        assert_eq!(answer["recipients"], json!(expected));
+        ids.insert(text(&answer["id"]));
+        for member in ["m0000", "m0499", "m0500", "m2599"] {
+            let inbox = whole_inbox(&node, member);
+            assert_eq!(inbox.iter().map(|message| text(&message["id"])).collect::<BTreeSet<_>>(), ids, "{member}");
+            assert_eq!(inbox.len(), ids.len(), "{member}");
+        }
+    }
+    let told = || storage.accepted().iter().map(Call::message_id).collect::<BTreeSet<_>>();
+    eventually_is("all are told of", told, |told| *told == ids);
+}
+
 /// Every send is in the inbox once, and the cursors have no hole.
 fn check_inbox(node: &Node, sends: &[Sent]) {
     for user in ["bob", "away"] {

@@ -2,12 +2,17 @@
 
 use crate::harness::receiver::Reply;
 use crate::harness::*;
+use crate::servers::pgbouncer::PgBouncer;
 use crate::servers::postgres::{Database, Postgres};
 use crate::support::*;
 use std::time::Duration;
 
 fn settings(database: &Database) -> Vec<String> {
-    vec![format!("store.url={}", database.url()), "cluster.single_node=true".into()]
+    settings_at(&database.url())
+}
+
+fn settings_at(url: &str) -> Vec<String> {
+    vec![format!("store.url={url}"), "cluster.single_node=true".into()]
 }
 
 #[test]
@@ -72,4 +77,23 @@ fn a_database_that_is_away_is_said_and_healed_from() {
     eventually_is("it is ready", || node.backend().get("/readyz").status, |status| *status == 200);
     stored(&node, &chat(&["bob"], &json!(3)));
     assert_eq!(each(&whole_inbox(&node, "bob"), "/payload"), [json!(1), json!(3)]);
+}
+
+#[test]
+fn a_pooler_that_keeps_sessions_is_taken_and_one_that_does_not_is_refused() {
+    let server = Postgres::shared();
+    let database = server.database();
+    let pooler = PgBouncer::start(server.address(), "session");
+    let node = Node::setup().set_all(&settings_at(&database.url_at(pooler.address()))).start();
+    let receivers: Vec<_> = (0..50).map(|n| format!("u{n}")).collect();
+    for user in &receivers {
+        stored(&node, &chat(&["bob", user], &json!("through it")));
+    }
+    assert_eq!(whole_inbox(&node, "bob").len(), receivers.len());
+    drop(node);
+    for mode in ["transaction", "statement"] {
+        let pooler = PgBouncer::start(server.address(), mode);
+        let said = refused_start(&settings_at(&database.url_at(pooler.address())));
+        assert!(said.contains("pool_mode = session"), "{mode}: {said}");
+    }
 }

@@ -3,7 +3,7 @@
 use crate::harness::node::{API_KEY, DEVICE_SECRET};
 use crate::harness::receiver::{NEXT_SECRET, Reply, SECRET};
 use crate::harness::*;
-use crate::support::{chat, stored};
+use crate::support::{chat, expect_listed, stored};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -173,11 +173,130 @@ fn callbacks_go_to_the_new_url_signed_with_the_new_secret_too() {
     let call = second.expect_callbacks(1).remove(0);
     assert_eq!((call.message_id(), call.signatures_by(NEXT_SECRET)), (id, 1));
     assert_eq!(first.calls().len(), 1);
-    // An endpoint more or less needs dispatchers to be started or ended.
-    let said = node.reload(&auth(&[API_KEY], &[DEVICE_SECRET]));
-    assert!(said.contains("keys=[\"callbacks.storage.url\", \"callbacks.storage.secrets\"]"), "{said}");
-    let id = stored(&node, &chat(&["bob"], &json!(3)));
-    assert_eq!(second.expect_callbacks(2)[1].message_id(), id);
+}
+
+/// What configures the receiver as the endpoint, in TOML.
+fn told(endpoint: &str, receiver: &Receiver) -> String {
+    let url = format!("http://{}/{endpoint}", receiver.addr());
+    format!("callbacks.{endpoint}.url = '{url}'\ncallbacks.{endpoint}.secrets = ['{SECRET}']\n")
+}
+
+#[test]
+fn an_endpoint_comes_goes_and_comes_again_and_no_callback_is_lost_in_between() {
+    let (storage, push) = (Receiver::start(), Receiver::start());
+    let (none, node) = (auth(&[API_KEY], &[DEVICE_SECRET]), node_with(""));
+    let both = format!("{none}{}{}", told("storage", &storage), told("push", &push));
+    stored(&node, &chat(&["bob"], &json!("untold")));
+    let said = node.reload(&both);
+    let keys = ["storage.url", "storage.secrets", "push.url", "push.secrets"].map(|key| format!("\"callbacks.{key}\""));
+    assert!(said.contains(&format!("changed=[{}]", keys.join(", "))) && !said.contains("WARN"), "{said}");
+    let first = stored(&node, &chat(&["bob"], &json!(1)));
+    for receiver in [&storage, &push] {
+        assert_eq!(receiver.expect_callbacks(1)[0].message_id(), first);
+    }
+    // These fail once, and so wait when their endpoints go.
+    for receiver in [&storage, &push] {
+        receiver.answer(Reply::Status(422));
+    }
+    let second = stored(&node, &chat(&["bob"], &json!(2)));
+    for receiver in [&storage, &push] {
+        assert_eq!(receiver.expect_callbacks(2)[1].message_id(), second);
+        receiver.answer(Reply::Status(200));
+    }
+    expect_listed(&node, "state=failing", 2);
+    node.reload(&none);
+    assert!(!node.metrics().contains("endpoint=\"push\""), "what is not configured is not shown");
+    stored(&node, &chat(&["bob"], &json!("untold")));
+    let all = json!({"state": "failing"});
+    assert_eq!(node.backend().post("/v1/callbacks/retry", &all).expect(202).json(), json!({"count": 2}));
+    expect_listed(&node, "state=waiting", 2);
+    node.reload(&both);
+    for receiver in [&storage, &push] {
+        assert_eq!(receiver.expect_callbacks(3)[2].message_id(), second);
+    }
+    expect_listed(&node, "", 0);
+    let third = stored(&node, &chat(&["bob"], &json!(3)));
+    for receiver in [&storage, &push] {
+        assert_eq!(receiver.expect_callbacks(4)[3].message_id(), third);
+    }
+}
+
+#[test]
+fn how_callbacks_are_told_takes_effect_at_once() {
+    let (storage, push) = (Receiver::start(), Receiver::start());
+    for receiver in [&storage, &push] {
+        receiver.answer(Reply::Hang);
+    }
+    let of = |more: &str| {
+        format!("{}{}{}{more}", auth(&[API_KEY], &[DEVICE_SECRET]), told("storage", &storage), told("push", &push))
+    };
+    let terms = |concurrency: u32, batch_max: u32, grace_ms: u32| {
+        format!(
+            "callbacks.storage.concurrency = {concurrency}\ncallbacks.storage.batch_max = {batch_max}\ncallbacks.push.concurrency = {concurrency}\ncallbacks.push.grace_ms = {grace_ms}\n"
+        )
+    };
+    let node = Node::setup().file(&of(&terms(1, 1, 600_000))).start();
+    let mut bob = node.device("bob", "phone");
+    stored(&node, &chat(&["bob"], &json!(0)));
+    bob.next_message();
+    for n in 1..=6 {
+        stored(&node, &chat(&["carol"], &json!(n)));
+    }
+    assert_eq!((storage.expect_callbacks(1).len(), push.expect_callbacks(1).len()), (1, 1), "one at a time");
+    let said = node.reload(&of(&terms(3, 2, 0)));
+    for key in ["storage.concurrency", "storage.batch_max", "push.concurrency", "push.grace_ms"] {
+        assert!(said.contains(&format!("\"callbacks.{key}\"")) && !said.contains("WARN"), "{key}: {said}");
+    }
+    let told = storage.expect_callbacks(3);
+    let kinds: Vec<_> = told.iter().map(receiver::Call::kind).collect();
+    assert_eq!(kinds, ["message.stored", "message.stored.batch", "message.stored.batch"]);
+    push.expect_callbacks(3);
+    // With a device online the push of this one would have waited for ten minutes.
+    push.answer(Reply::Status(200));
+    node.reload(&of(&terms(30, 2, 0)));
+    let id = stored(&node, &chat(&["bob"], &json!(7)));
+    bob.next_message();
+    eventually_is("it is pushed", || push.calls().iter().any(|call| call.message_id() == id), |pushed| *pushed);
+}
+
+#[test]
+fn who_comes_and_goes_is_told_from_when_somebody_is_to_be_told() {
+    let receiver = Receiver::start();
+    let none = auth(&[API_KEY], &[DEVICE_SECRET]);
+    let some = |debounce_ms: u32| {
+        format!("{none}{}callbacks.presence.debounce_ms = {debounce_ms}\n", told("presence", &receiver))
+    };
+    let node = node_with("");
+    let gone = |node: &Node| eventually_is("bob is gone", || node.backend().is_online("bob"), |online| !online);
+    node.device("bob", "phone").close();
+    gone(&node);
+    node.reload(&some(600_000));
+    let kinds = |n: usize| receiver.expect_callbacks(n).iter().map(receiver::Call::kind).collect::<Vec<_>>();
+    let mut phone = node.device("bob", "phone");
+    assert_eq!(kinds(1), ["presence.online"], "that bob was here before was nobody's news");
+    node.reload(&some(10));
+    phone.close();
+    assert_eq!(kinds(2), ["presence.online", "presence.offline"]);
+    node.reload(&none);
+    node.device("bob", "phone").close();
+    gone(&node);
+    node.reload(&some(10));
+    let _phone = node.device("bob", "phone");
+    assert_eq!(kinds(3)[2], "presence.online");
+}
+
+#[test]
+fn the_service_that_is_asked_before_a_send_comes_and_goes() {
+    let service = Receiver::start();
+    service.answer(Reply::Text(200, r#"{"action":"reject"}"#.into()));
+    let none = auth(&[API_KEY], &[DEVICE_SECRET]);
+    let node = node_with("");
+    let send = || node.backend().send(chat(&["bob"], &json!(1))).status;
+    assert_eq!(send(), 201);
+    node.reload(&format!("{none}{}", told("before_send", &service)));
+    assert_eq!(send(), 403);
+    node.reload(&none);
+    assert_eq!((send(), service.count()), (201, 1));
 }
 
 #[test]

@@ -119,9 +119,16 @@ pub fn millis(time: &Value) -> i64 {
 /// Starts the program with these keys, which must make it end by itself; gives what it said.
 #[track_caller]
 pub fn refused_start(set: &[String]) -> String {
+    refused_start_with(&[], set)
+}
+
+/// The same with these in its environment.
+#[track_caller]
+pub fn refused_start_with(env: &[(&str, &str)], set: &[String]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let mut command = std::process::Command::new(crate::harness::node::PROGRAM);
-    command.current_dir(&dir).env_clear().args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", ""]);
+    command.current_dir(&dir).env_clear().envs(env.iter().copied());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", ""]);
     for key_and_value in set {
         command.args(["--set", key_and_value]);
     }

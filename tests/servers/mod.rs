@@ -3,6 +3,8 @@
 //!
 //! A server ends with the test process, however that ends. A program that is missing fails the test: it is never skipped.
 
+pub mod authority;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

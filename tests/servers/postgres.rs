@@ -1,6 +1,7 @@
 //! A PostgreSQL server, with databases that live as long as a test.
 
-use super::process::{Process, Slot, directory, free_port, local, program, wait_for};
+use super::authority::{Authority, CERTIFICATE, KEY};
+use super::process::{PATIENCE, Process, Slot, directory, free_port, local, program, wait_for};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
 /// It refuses to run as root.
-const USER: &str = "postgres";
+pub(super) const USER: &str = "postgres";
 
 /// See the module's text.
 pub struct Postgres {
@@ -38,10 +39,25 @@ impl Postgres {
     /// With further settings, `name=value`, stronger than those for all tests.
     #[track_caller]
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_as(None, settings)
+    }
+
+    /// One that speaks TLS, too, known by a certificate of this authority for this name.
+    #[track_caller]
+    pub fn secure(authority: &Authority, name: &str) -> Self {
+        // The paths are relative to its data.
+        let files = [("ssl_cert_file", CERTIFICATE), ("ssl_key_file", KEY)];
+        let files = files.map(|(setting, file)| format!("{setting}=../{file}"));
+        Self::start_as(Some((authority, name)), &["ssl=on", &files[0], &files[1]])
+    }
+
+    #[track_caller]
+    fn start_as(known: Option<(&Authority, &str)>, settings: &[&str]) -> Self {
         let directory = directory();
-        if let Some(user) = other_user() {
-            assert!(Command::new("chown").arg(user).arg(directory.path()).status().unwrap().success());
+        if let Some((authority, name)) = known {
+            authority.certify(name, directory.path());
         }
+        hand_over(directory.path());
         let words = ["-D", "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"];
         let mut initdb = run("initdb", &words.map(str::to_owned), directory.path());
         initdb.wait();
@@ -102,6 +118,7 @@ impl Postgres {
         let parameters = format!("user\0{USER}\0database\0{USER}\0\0");
         let length = u32::try_from(8 + parameters.len()).unwrap();
         let mut tcp = TcpStream::connect(self.address()).ok()?;
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
         // The protocol's version 3.0 is spelled so.
         tcp.write_all(&[&length.to_be_bytes(), &196_608_u32.to_be_bytes(), parameters.as_bytes()].concat()).ok()?;
         loop {
@@ -182,7 +199,9 @@ impl Drop for Database {
 }
 
 fn psql(server: SocketAddr, database: &str, statements: &str) -> Result<String, String> {
-    let mut command = Command::new(find("psql"));
+    // It has its bound from outside: a server may stop to answer at any time.
+    let mut command = Command::new(program("timeout", "coreutils", &[]));
+    command.arg(PATIENCE.as_secs().to_string()).arg(find("psql"));
     command.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", USER, "-d", database]);
     command.args(["-p", &server.port().to_string()]);
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -191,7 +210,11 @@ fn psql(server: SocketAddr, database: &str, statements: &str) -> Result<String, 
     let _ = child.stdin.take().unwrap().write_all(statements.as_bytes());
     let output = child.wait_with_output().unwrap();
     let said = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end().to_owned();
-    if output.status.success() { Ok(said(output.stdout)) } else { Err(said(output.stderr)) }
+    match output.status.code() {
+        Some(0) => Ok(said(output.stdout)),
+        Some(124) => Err(format!("no answer within {PATIENCE:?}; {}", said(output.stderr))),
+        _ => Err(said(output.stderr)),
+    }
 }
 
 fn run(name: &str, arguments: &[String], directory: &Path) -> Process {
@@ -206,8 +229,15 @@ fn find(name: &str) -> PathBuf {
     program(name, "postgresql", &folders)
 }
 
+/// Gives a directory, with all that is in it, to who runs the server.
+pub(super) fn hand_over(directory: &Path) {
+    if let Some(user) = other_user() {
+        assert!(Command::new("chown").args(["-R", user]).arg(directory).status().unwrap().success());
+    }
+}
+
 /// Who runs the server if we must not.
-fn other_user() -> Option<&'static str> {
+pub(super) fn other_user() -> Option<&'static str> {
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     is_root.then_some(USER)
 }

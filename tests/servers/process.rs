@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Longer than any server takes for anything, on a busy machine too.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any server takes for anything, on a machine whose cores and disk are busy with much else, too.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until `look` says `Ok`; fails after [`PATIENCE`] with what it said last.
 #[track_caller]
@@ -121,8 +121,12 @@ impl Process {
     /// Waits until it says this; `None` if it has ended for a reason that passes: its port is taken, or its predecessor isn't quite gone.
     #[track_caller]
     pub fn serving(mut self, word: &str) -> Option<Self> {
-        const PASSES: [&str; 3] =
-            ["Failed listening on port", "could not create any TCP/IP sockets", "pre-existing shared memory block"];
+        const PASSES: [&str; 4] = [
+            "Failed listening on port",
+            "could not create any TCP/IP sockets",
+            "pre-existing shared memory block",
+            "nowhere to listen on",
+        ];
         wait_for("a server starts", || {
             let has_ended = self.ended().is_some();
             let output = self.output();

@@ -1,5 +1,6 @@
 //! A Redis server that forgets all when it ends.
 
+use super::authority::{Authority, CERTIFICATE, KEY, ROOT};
 use super::process::{Process, Slot, directory, free_port, local, program, wait_for};
 use std::io::{self, BufRead, BufReader, Lines, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,6 +14,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// See the module's text.
 pub struct Redis {
     port: u16,
+    /// It speaks TLS here, too.
+    tls_port: Option<u16>,
     arguments: Vec<String>,
     directory: TempDir,
     process: Slot,
@@ -34,13 +37,32 @@ impl Redis {
     /// With further arguments, which may depend on the port.
     #[track_caller]
     pub fn start_with(arguments: impl Fn(u16) -> Vec<String>) -> Self {
+        Self::start_as(None, arguments)
+    }
+
+    /// One that nodes and other servers reach by TLS, known by a certificate of this authority for this name.
+    #[track_caller]
+    pub fn secure(authority: &Authority, name: &str) -> Self {
+        Self::start_as(Some((authority, name)), |_| vec![])
+    }
+
+    #[track_caller]
+    pub fn start_as(known: Option<(&Authority, &str)>, arguments: impl Fn(u16) -> Vec<String>) -> Self {
         loop {
-            let port = free_port();
+            let (port, directory) = (free_port(), directory());
             let fixed = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"];
             let fixed = fixed.into_iter().map(str::to_owned);
             let own = ["--port".to_owned(), port.to_string()];
-            let arguments = own.into_iter().chain(fixed).chain(arguments(port)).collect();
-            let redis = Self { port, arguments, directory: directory(), process: Slot::default() };
+            let mut arguments: Vec<_> = own.into_iter().chain(fixed).chain(arguments(port)).collect();
+            let tls_port = known.map(|(authority, name)| {
+                authority.certify(name, directory.path());
+                let tls_port = free_port();
+                let settings = tls_settings(tls_port);
+                arguments.extend(settings.into_iter().flat_map(|(name, value)| [format!("--{name}"), value]));
+                arguments.extend(["--tls-cluster", "yes"].map(str::to_owned));
+                tls_port
+            });
+            let redis = Self { port, tls_port, arguments, directory, process: Slot::default() };
             if redis.launch() {
                 return redis;
             }
@@ -61,18 +83,31 @@ impl Redis {
     /// Another one that copies this one.
     #[track_caller]
     pub fn replica(&self) -> Self {
-        let replica =
-            Self::start_with(|_| ["--replicaof", "127.0.0.1", &self.port.to_string()].map(str::to_owned).into());
+        self.replica_as(None)
+    }
+
+    /// The same, by TLS if the two speak that.
+    #[track_caller]
+    pub fn replica_as(&self, known: Option<(&Authority, &str)>) -> Self {
+        let port = self.node_address().port().to_string();
+        let replica = Self::start_as(known, |_| ["--replicaof", "127.0.0.1", &port].map(str::to_owned).into());
         replica.expect_copied();
         replica
     }
 
+    /// Where the test reaches it, without TLS.
     pub fn address(&self) -> SocketAddr {
         local(self.port)
     }
 
+    /// Where nodes and other servers are to reach it.
+    pub fn node_address(&self) -> SocketAddr {
+        local(self.tls_port.unwrap_or(self.port))
+    }
+
+    /// For nodes.
     pub fn url(&self) -> String {
-        url_at(self.address())
+        if self.tls_port.is_some() { tls_url_at(self.node_address()) } else { url_at(self.address()) }
     }
 
     /// `kill -9`
@@ -190,6 +225,25 @@ impl Monitor<'_> {
 /// The URL of whatever Redis is behind this address.
 pub fn url_at(address: SocketAddr) -> String {
     format!("redis://{address}/")
+}
+
+/// The same for one that speaks TLS there.
+pub fn tls_url_at(address: SocketAddr) -> String {
+    format!("rediss://{address}/")
+}
+
+/// What has a server, or a Sentinel, speak TLS on this port with the certificate in its directory, and with other servers only TLS.
+pub fn tls_settings(port: u16) -> Vec<(&'static str, String)> {
+    let port = port.to_string();
+    let settings = [
+        ("tls-port", &*port),
+        ("tls-cert-file", CERTIFICATE),
+        ("tls-key-file", KEY),
+        ("tls-ca-cert-file", ROOT),
+        ("tls-auth-clients", "no"),
+        ("tls-replication", "yes"),
+    ];
+    settings.map(|(name, value)| (name, value.to_owned())).into()
 }
 
 /// What the server at this address answers to a command.

@@ -1,5 +1,6 @@
 //! A Redis Cluster: three masters with a replica each.
 
+use super::authority::Authority;
 use super::process::{free_port, wait_for};
 use super::redis::Redis;
 use std::net::SocketAddr;
@@ -16,8 +17,19 @@ pub struct RedisCluster {
 impl RedisCluster {
     #[track_caller]
     pub fn start() -> Self {
+        Self::start_as(None)
+    }
+
+    /// One that speaks TLS: see [`Redis::secure`].
+    #[track_caller]
+    pub fn secure(authority: &Authority, name: &str) -> Self {
+        Self::start_as(Some((authority, name)))
+    }
+
+    #[track_caller]
+    fn start_as(known: Option<(&Authority, &str)>) -> Self {
         let nodes = (0..2 * SHARDS).map(|_| {
-            Redis::start_with(|_| {
+            Redis::start_as(known, |_| {
                 let cluster_port = free_port().to_string();
                 let pairs = [
                     ("--cluster-enabled", "yes"),
@@ -43,7 +55,7 @@ impl RedisCluster {
             }
             if n > 0 {
                 let first = &self.nodes[0];
-                let port = first.address().port().to_string();
+                let port = first.node_address().port().to_string();
                 node.cli(&["CLUSTER", "MEET", "127.0.0.1", &port, &first.cluster_port()]);
             }
         }
@@ -105,9 +117,9 @@ impl RedisCluster {
         self.nodes[n].cli(&["CLUSTER", "MYID"])
     }
 
-    /// Of all six.
+    /// Of all six, for nodes.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.nodes.iter().map(Redis::address).collect()
+        self.nodes.iter().map(Redis::node_address).collect()
     }
 
     pub fn urls(&self) -> Vec<String> {
@@ -213,7 +225,7 @@ impl RedisCluster {
     #[track_caller]
     pub fn migrate_key(&self, key: &str, to: usize) {
         let source = self.master(self.shard_of(self.slot_of(key)));
-        let port = self.master(to).address().port().to_string();
+        let port = self.master(to).node_address().port().to_string();
         source.cli(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
     }
 
@@ -223,7 +235,7 @@ impl RedisCluster {
         let (source, target) = (self.master(self.shard_of(slot)), self.master(to));
         let target_id = target.cli(&["CLUSTER", "MYID"]);
         let slot = slot.to_string();
-        let port = target.address().port().to_string();
+        let port = target.node_address().port().to_string();
         loop {
             let keys = source.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
             if keys.is_empty() {

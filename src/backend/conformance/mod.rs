@@ -2,5 +2,8 @@
 
 pub mod directory;
 pub mod groups;
+pub mod keeping;
 pub mod large;
+pub mod outbox;
+pub mod sends;
 pub mod store;

@@ -11,6 +11,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_t
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::BuilderVerifierExt;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::{Severity, SqlState};
-use tokio_postgres::{Client, Config};
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// A connection is made within this time, or not at all.
@@ -31,6 +32,9 @@ const WAITING: usize = 2_000;
 const SILENCE: Duration = Duration::from_secs(15);
 /// Nor is one waited for longer that acknowledges all, and answers nothing: a server that is stopped, or a proxy that has lost it.
 const ANSWER: Duration = Duration::from_secs(20);
+
+/// Rounds in which two connections say which session of the server they have.
+const LOOKS: usize = 4;
 
 /// What each session is set to:
 ///
@@ -51,6 +55,9 @@ pub enum ConnectError {
     /// `store.url` can't be read.
     #[error("`store.url` is wrong")]
     Url(#[source] tokio_postgres::Error),
+    /// It asks for a server whose name isn't looked at.
+    #[error("`store.url`: `sslmode=verify-ca` isn't offered; `verify-full` looks at the issuer and the name")]
+    IssuerOnly,
     /// TLS can't be set up.
     #[error("TLS can't be set up")]
     Tls(#[from] rustls::Error),
@@ -157,6 +164,11 @@ impl Failure {
 
 /// Reads `store.url` and fills in what it doesn't say.
 pub(super) fn config(url: &str) -> Result<Config, ConnectError> {
+    if url.contains("sslmode=verify-ca") {
+        return Err(ConnectError::IssuerOnly);
+    }
+    // The driver doesn't know the name that libpq has for what `require` means here.
+    let url = url.replace("sslmode=verify-full", "sslmode=require");
     let mut config: Config = url.parse().map_err(ConnectError::Url)?;
     if config.get_application_name().is_none() {
         config.application_name("herenow");
@@ -228,6 +240,23 @@ impl ServerCertVerifier for AnyServer {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Whether each of two connections keeps a session of its own. Those of a pooler that lends sessions for a transaction meet in one, or change
+/// theirs while others use it; then nobody's [`SETTINGS`] are sure, among them that a commit is on the disk (CONTRACT.md 10.4).
+pub(super) async fn keep_sessions(both: [&Client; 2]) -> Result<bool, Failure> {
+    let mut seen = [BTreeSet::new(), BTreeSet::new()];
+    for _ in 0..LOOKS {
+        for (connection, seen) in both.iter().zip(&mut seen) {
+            // Not prepared: that alone may take two sessions.
+            for said in connection.simple_query("SELECT pg_backend_pid()").await? {
+                if let SimpleQueryMessage::Row(row) = said {
+                    seen.insert(row.get(0).map(str::to_owned));
+                }
+            }
+        }
+    }
+    Ok(seen.iter().all(|seen| seen.len() == 1) && seen[0] != seen[1])
 }
 
 /// A bounded number of connections, made when they are needed and made anew when they were lost.
@@ -378,6 +407,9 @@ mod tests {
         assert_eq!(chosen.get_connect_timeout(), Some(&Duration::from_secs(1)));
         assert_eq!(chosen.get_keepalives_idle(), Duration::from_secs(9));
         assert_eq!(chosen.get_target_session_attrs(), TargetSessionAttrs::ReadOnly);
+        assert_eq!(plain.get_ssl_mode(), SslMode::Prefer);
+        assert_eq!(config("postgres://u@h/d?sslmode=verify-full").unwrap().get_ssl_mode(), SslMode::Require);
+        assert!(matches!(config("postgres://u@h/d?sslmode=verify-ca"), Err(ConnectError::IssuerOnly)));
         assert!(matches!(config("postgres://u@h/d?sslmode=nonsense"), Err(ConnectError::Url(_))));
     }
 }

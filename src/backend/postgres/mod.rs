@@ -128,13 +128,13 @@ impl PostgresStore {
         let waits = Histogram::new(exponential_buckets(0.000_125, 2.0, 17));
         registry.register("store_connection_seconds", "Time that calls waited for a connection", waits.clone());
         let connections = |most| Connections::new(&config, most, (metrics.clone(), waits.clone()));
-        let db = connections(options.connections)?;
-        schema::prepare(&db, options.patience).await?;
+        let (db, writers) = (connections(options.connections)?, connections(options.writers)?);
+        schema::prepare(&db, &writers, options.patience).await?;
         let leases = Arc::new(Leases::new(options.lease));
         // Before the first row is leased.
         run!(&db, |db| leases.beat(&db))?;
         let writer = Writer {
-            connections: connections(options.writers)?,
+            connections: writers,
             queue: Queue::new(Size { rows: options.queue_jobs, bytes: options.queue_bytes }, metrics.clone()),
             partitions: Arc::new(Partitions::new(options.retention)),
             leases: Arc::clone(&leases),

@@ -1,6 +1,6 @@
 //! Opening the database: waiting for it, and bringing the schema up to date.
 
-use super::connect::{ConnectError, Connections, Failure, end};
+use super::connect::{ConnectError, Connections, Failure, end, keep_sessions};
 use super::leases::database_now;
 use crate::domain::time::Timestamp;
 use crate::ports::StoreError;
@@ -36,6 +36,11 @@ pub enum OpenError {
     /// It lacks what herenow needs.
     #[error("the server's version is {0}: PostgreSQL 14 or later is needed")]
     OldServer(i32),
+    /// A pooler in between lends the server's sessions for a transaction or a statement.
+    #[error(
+        "connections share the server's sessions: a pooler in between must keep them (PgBouncer: `pool_mode = session`)"
+    )]
+    SharedSessions,
     /// A later herenow has written the schema.
     #[error("the database has schema version {found}, this herenow knows {known}: run the newer herenow")]
     Newer {
@@ -52,21 +57,28 @@ pub enum OpenError {
     Store(#[from] StoreError),
 }
 
-/// Waits for the server, for `patience` at most, and brings the schema up to date.
-pub(super) async fn prepare(connections: &Connections, patience: Duration) -> Result<(), OpenError> {
+/// Waits for the server, for `patience` at most, sees that it is fit, and brings the schema up to date.
+pub(super) async fn prepare(
+    connections: &Connections,
+    writers: &Connections,
+    patience: Duration,
+) -> Result<(), OpenError> {
     let deadline = Instant::now() + patience;
+    let unreachable = |failure: Failure| OpenError::Unreachable(failure.to_string());
     let client = loop {
         match connections.get().await {
             Ok(client) => break client,
-            Err(failure) if Instant::now() + PAUSE >= deadline => {
-                return Err(OpenError::Unreachable(failure.to_string()));
-            }
+            Err(failure) if Instant::now() + PAUSE >= deadline => return Err(unreachable(failure)),
             Err(failure) => {
                 tracing::warn!(error = %failure, "PostgreSQL can't be reached yet");
                 sleep(PAUSE).await;
             }
         }
     };
+    let other = writers.get().await.map_err(unreachable)?;
+    if !keep_sessions([&client, &other]).await.map_err(unreachable)? {
+        return Err(OpenError::SharedSessions);
+    }
     migrate(&client, MIGRATIONS).await
 }
 

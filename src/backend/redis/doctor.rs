@@ -48,7 +48,7 @@ pub async fn examine(redis: &config::Redis, lease: Duration) -> Vec<Finding> {
 async fn look(redis: &config::Redis, settling: Duration, findings: &mut Vec<Finding>) -> Result<(), LinkError> {
     // It refuses what is too old, of another mode, or no master.
     let link = Server::new(redis)?.reach().await?.link;
-    for (address, info) in link.info("everything").await? {
+    for (address, info) in link.info(&["everything"]).await? {
         findings.extend(server(&address, &info));
         // Hosted ones may not allow the question.
         if let Ok(settings) = link.ask(&address, &setting("client-output-buffer-limit")).await {
@@ -202,7 +202,7 @@ impl<'a> Survey<'a> {
         for node in nodes.iter().filter_map(|node| NodeId::parse(node).ok()) {
             survey.listen_for(&node).await?;
         }
-        for shard in link.info("server").await?.into_keys() {
+        for shard in link.info(&["server"]).await?.into_keys() {
             survey.scan_lists(&shard).await?;
             survey.scan_users(&shard).await?;
             survey.scan_online(&shard).await?;

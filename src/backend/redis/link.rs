@@ -28,6 +28,9 @@ const COMMANDS_BUFFERED: usize = 1_024;
 const CLUSTER_TRIES: u32 = 6;
 const CLUSTER_PAUSE: Duration = Duration::from_millis(30);
 
+/// What a server's INFO says of whether it has what it had.
+const MEMORY: [&str; 3] = ["run_id:", "cmdstat_flushall:", "cmdstat_flushdb:"];
+
 /// Why Redis isn't usable.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
@@ -84,7 +87,7 @@ impl Server {
                 let (host, port, is_tls) = parts_of(given.addr())?;
                 let sentinels = [(host, port)].into_iter().chain(more);
                 let sentinels = sentinels.map(|(host, port)| {
-                    Ok(ConnectionAddr::Tcp(host, port).into_connection_info()?.set_tcp_settings(tcp.clone()))
+                    Ok(address(host, port, is_tls).into_connection_info()?.set_tcp_settings(tcp.clone()))
                 });
                 let node = SentinelNodeConnectionInfo::default()
                     .set_redis_connection_info(settings)
@@ -253,15 +256,18 @@ fn parts_of(address: &ConnectionAddr) -> Result<(String, u16, bool), LinkError> 
     }
 }
 
-/// The same credentials and TLS at another address.
-fn at(server: &ConnectionInfo, host: String, port: u16) -> Result<ConnectionInfo, LinkError> {
-    let (.., is_tls) = parts_of(server.addr())?;
-    let address = if is_tls {
+fn address(host: String, port: u16, is_tls: bool) -> ConnectionAddr {
+    if is_tls {
         ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
     } else {
         ConnectionAddr::Tcp(host, port)
-    };
-    Ok(server.clone().set_addr(address))
+    }
+}
+
+/// The same credentials and TLS at another address.
+fn at(server: &ConnectionInfo, host: String, port: u16) -> Result<ConnectionInfo, LinkError> {
+    let (.., is_tls) = parts_of(server.addr())?;
+    Ok(server.clone().set_addr(address(host, port, is_tls)))
 }
 
 fn moved_to(asked: &ConnectionInfo, error: &RedisError) -> Option<ConnectionInfo> {
@@ -309,18 +315,18 @@ impl Link {
         }
     }
 
-    /// Which processes are the masters of a Cluster. Another one in place of one of them may have forgotten something, or all. Where there is one
-    /// server only, its connection tells.
+    /// Which processes are the masters of a Cluster, and how often they were emptied. If that has changed, something may have been forgotten, or
+    /// all. Where there is one server only, its connection and the lease tell.
     pub async fn masters(&self) -> RedisResult<BTreeSet<String>> {
         let Self::Cluster(_) = self else { return Ok(BTreeSet::new()) };
-        let infos = self.info("server").await?;
-        let run_id = |info: &str| info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::to_owned);
-        Ok(infos.values().filter_map(|info| run_id(info)).collect())
+        let tells = |line: &&str| MEMORY.iter().any(|name| line.starts_with(name));
+        let infos = self.info(&["server", "commandstats"]).await?;
+        Ok(infos.values().map(|info| info.lines().filter(tells).collect::<Vec<_>>().join("\n")).collect())
     }
 
-    /// What each master says of itself, by its address; where there is one server only, that is empty.
-    pub async fn info(&self, section: &str) -> RedisResult<HashMap<String, String>> {
-        let command = redis::cmd("INFO").arg(section).clone();
+    /// What each master says of itself, by its address; where there is one server only, that is empty. Before 7.0 Redis takes one section only.
+    pub async fn info(&self, sections: &[&str]) -> RedisResult<HashMap<String, String>> {
+        let command = redis::cmd("INFO").arg(sections).clone();
         match self {
             Self::Single(_) => Ok(HashMap::from([(String::new(), self.run(&command).await?)])),
             Self::Cluster(connection) => {

@@ -145,25 +145,30 @@ impl Plane {
         }
     }
 
-    /// Subscribes to this node's channel as the only one: another process of the same name would take half of what is for this one. One
-    /// that was just killed may linger, so it has until the end of a lease to go.
-    async fn claim_the_name(self: &Arc<Self>) -> Result<Session, Away> {
+    /// Comes in under this node's name, with a lease and with all its streams seated. What fails on the way is tried anew, from the start: Redis
+    /// may be slow for a moment, and another process of the name, which would take half of what is for this one, may have just been killed
+    /// and linger until the end of its lease.
+    async fn come_in(self: &Arc<Self>) -> Result<Session, Away> {
         let until = Instant::now() + self.lease.max(START_PATIENCE);
         loop {
-            let trouble = match self.subscribe().await {
-                Err(error) => away(error),
-                Ok(session) => match session.link().listeners(&self.names.channel(&self.run.node)).await {
-                    Ok(1) => return Ok(session),
-                    Ok(_) => away(format!("another process runs as node `{}`: see `cluster.node`", self.run.node)),
-                    Err(error) => away(error),
-                },
-            };
-            if Instant::now() > until {
-                return Err(trouble);
+            match self.try_to_come_in().await {
+                Ok(session) => return Ok(session),
+                Err(trouble) if Instant::now() > until => return Err(trouble),
+                // Two that start at the same moment are not to go on meeting.
+                Err(_) => sleep(NAME_PAUSE.mul_f64(1.0 + rand::random::<f64>())).await,
             }
-            // Two that start at the same moment are not to go on meeting.
-            sleep(NAME_PAUSE.mul_f64(1.0 + rand::random::<f64>())).await;
         }
+    }
+
+    async fn try_to_come_in(self: &Arc<Self>) -> Result<Session, Away> {
+        let session = self.subscribe().await.map_err(away)?;
+        if session.link().listeners(&self.names.channel(&self.run.node)).await.map_err(away)? != 1 {
+            return Err(away(format!("another process runs as node `{}`: see `cluster.node`", self.run.node)));
+        }
+        self.clear_the_name(session.link()).await?;
+        let session = self.begin(session).await.map_err(away)?;
+        self.reconcile().await?;
+        Ok(session)
     }
 
     async fn listen(self: &Arc<Self>, door: Arc<dyn NodeDoor>) -> Result<(), Away> {
@@ -172,10 +177,7 @@ impl Plane {
             return Err(away("this node listens already"));
         }
         self.tasks.spawn_essential("redis inbox", self.clone().open_envelopes(envelopes));
-        let session = self.claim_the_name().await?;
-        self.clear_the_name(session.link()).await?;
-        let session = self.begin(session).await.map_err(away)?;
-        self.reconcile().await?;
+        let session = self.come_in().await?;
         self.tasks.spawn_essential("redis", self.clone().keep(session));
         self.tasks.spawn_essential("redis seats", self.clone().keep_seats());
         self.tasks.spawn_essential("redis watch", self.clone().keep_watch());

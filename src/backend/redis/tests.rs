@@ -12,6 +12,7 @@ use crate::servers::redis::{Redis, url_at};
 use crate::servers::redis_cluster::RedisCluster;
 use crate::servers::sentinels::{MASTER, Sentinels};
 use futures_util::future::join_all;
+use std::fmt::Debug;
 use std::future::pending;
 use uuid::Uuid;
 
@@ -163,8 +164,16 @@ impl Node {
 
     async fn seated(&self, who: &str, device: &str) -> SeatInfo {
         let seat = self.stream(who, device, 1_000);
-        self.plane.seat(seat.clone(), 1_000).await.unwrap();
+        answered(async || self.plane.seat(seat.clone(), 1_000).await).await;
         seat
+    }
+
+    async fn sees(&self, who: &str) -> Vec<SeatInfo> {
+        answered(async || self.seats_of(who).await.ok_or("presence is unknown")).await
+    }
+
+    async fn reconcile(&self) {
+        answered(async || self.plane.0.reconcile().await).await;
     }
 
     async fn seats_of(&self, who: &str) -> Option<Vec<SeatInfo>> {
@@ -197,8 +206,11 @@ impl Node {
         let to = offer.seat.node.clone();
         let envelope = self.envelope(&wire::Part::Offer { id, offer }, published_ms);
         let command = redis::cmd("PUBLISH").arg(self.plane.0.names.channel(&to)).arg(envelope).clone();
-        let heard: u64 = self.plane.0.link().unwrap().run(&command).await.unwrap();
-        assert_eq!(heard, 1);
+        answered(async || match self.plane.0.link().map_err(away)?.run::<u64>(&command).await.map_err(away)? {
+            1 => Ok(()),
+            heard => Err(away(format!("{heard} listen"))),
+        })
+        .await;
     }
 
     fn redis_now(&self) -> i64 {
@@ -223,6 +235,18 @@ fn offer_to(seat: &SeatInfo, frame: &'static [u8]) -> RemoteOffer {
 
 const TAKEN: Result<Verdict, OfferError> = Ok(Verdict::Taken);
 const CLOSED: Result<Verdict, OfferError> = Ok(Verdict::Refused(Refusal::Closed));
+
+/// Does what may be done twice until it is known to be done: on a busy machine Redis may not answer in time, which counts as its being away.
+async fn answered<T, E: Debug>(attempt: impl AsyncFn() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match attempt().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "Redis has never answered in time: {error:?}"),
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
 
 /// Waits until it is so.
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
@@ -267,7 +291,7 @@ async fn keeps_the_promises_of_a_directory_in_a_cluster() {
 async fn an_offer_crosses_and_its_verdict_comes_back(redis: &RedisKeys) {
     let (a, b) = (Node::start(redis, "a").await, Node::start(redis, "b").await);
     let seat = b.seated("bob", "phone").await;
-    assert_eq!(a.seats_of("bob").await.unwrap(), std::slice::from_ref(&seat), "a node that is new is asked for");
+    assert_eq!(a.sees("bob").await, std::slice::from_ref(&seat), "a node that is new is asked for");
     assert_eq!(a.offer(&seat, b"hello").await, TAKEN);
     assert_eq!(b.door.taken(b"hello"), 1);
     b.door.streams.lock().clear();
@@ -311,7 +335,7 @@ async fn an_offer_crosses_a_cluster_whatever_becomes_of_the_channels_slot() {
     let (a, b) = (Node::start(&redis, "c").await, Node::start(&redis, "d").await);
     let odd = b.seated("}{x", "phone").await;
     let seat = b.seated("bob", "phone").await;
-    assert_eq!(a.seats_of("}{x").await.unwrap(), [odd]);
+    assert_eq!(a.sees("}{x").await, [odd]);
     let slot = cluster.slot_of(&b.plane.0.names.channel(&b.id()));
     let shard = cluster.shard_of(slot);
 
@@ -336,8 +360,13 @@ async fn what_one_shard_of_a_cluster_forgot_is_said_again() {
     let elsewhere = (0..100).map(|n| format!("u{n}")).find(|who| !own.contains(&shard_of(&names.user(&user(who)))));
     let who = elsewhere.unwrap();
     let seat = a.seated(&who, "phone").await;
-    cluster.master(shard_of(&names.user(&user(&who)))).restart();
-    until("it is there again", async || a.seats_of(&who).await == Some(vec![seat.clone()])).await;
+    let shard = cluster.master(shard_of(&names.user(&user(&who))));
+    let forget: [(_, &dyn Fn()); 2] =
+        [("emptied", &|| drop(shard.cli(&["FLUSHALL"]))), ("restarted", &|| shard.restart())];
+    for (how, forget) in forget {
+        forget();
+        until(how, async || a.seats_of(&who).await == Some(vec![seat.clone()])).await;
+    }
     assert_eq!(a.plane.0.metrics.reconnects.get(), 0, "this was not the reason");
 }
 
@@ -368,7 +397,7 @@ async fn an_offer_that_comes_twice_is_taken_once() {
     for _ in 0..2 {
         a.publish_offer(7, offer_to(&seat, b"hello"), b.redis_now()).await;
     }
-    until("the second was seen", async || b.plane.0.metrics.repeated_offers.get() == 1).await;
+    until("the second was seen", async || b.plane.0.metrics.repeated_offers.get() > 0).await;
     assert_eq!(b.door.taken(b"hello"), 1);
 }
 
@@ -434,10 +463,10 @@ async fn a_device_that_goes_to_another_node_is_not_removed_by_the_first() {
     b.door.streams.lock().push(new.clone());
     assert_eq!(b.plane.seat(new.clone(), 20).await.unwrap().replaced, Some(old.clone()));
     assert_eq!(a.plane.unseat(&old).await.unwrap(), Unseated::Absent);
-    assert_eq!(a.seats_of("bob").await.unwrap(), std::slice::from_ref(&new));
+    assert_eq!(a.sees("bob").await, std::slice::from_ref(&new));
     // But if it is that one that is meant, any node can: a device may be kicked through each.
     assert!(matches!(a.plane.unseat(&new).await.unwrap(), Unseated::Last(_)));
-    assert_eq!(b.seats_of("bob").await.unwrap(), []);
+    assert_eq!(b.sees("bob").await, []);
 }
 
 fn knows(one: &Node, other: &Node) -> bool {
@@ -452,13 +481,12 @@ async fn two_nodes_that_seat_one_device_again_at_the_same_time_leave_the_later_s
     for round in 0..20 {
         let who = format!("u{round}");
         let (early, late) = (a.stream(&who, "phone", 1_000), b.stream(&who, "phone", 2_000));
-        let (one, other) = tokio::join!(a.plane.0.reconcile(), b.plane.0.reconcile());
-        one.and(other).unwrap();
+        tokio::join!(a.reconcile(), b.reconcile());
         until("one stream is left", async || !a.door.holds(&early)).await;
         assert!(b.door.holds(&late));
         // As the relay does when a stream has ended.
         assert_eq!(a.plane.unseat(&early).await.unwrap(), Unseated::Absent);
-        assert_eq!(a.seats_of(&who).await.unwrap(), [late]);
+        assert_eq!(a.sees(&who).await, [late]);
     }
     let kept = Redis::shared().dump(&redis.prefix);
     assert!(!kept.contains(&a.plane.0.names.held(&a.id())), "nothing is held by the one that lost:\n{kept}");
@@ -483,7 +511,7 @@ async fn what_redis_forgot_is_said_again() {
         found.into_iter().zip(&seats).all(|(presence, seat)| presence.seats == [seat.clone()])
     })
     .await;
-    assert_eq!(a.seats_of("gone").await.unwrap(), []);
+    assert_eq!(a.sees("gone").await, []);
     until("the others have had their time", async || a.plane.knows_all()).await;
     until("it takes offers again", async || a.offer(&seats[0], b"hello").await == TAKEN).await;
 }
@@ -530,7 +558,7 @@ async fn a_node_that_hears_nothing_is_not_ready_and_loses_its_lease_and_heals() 
     until("its lease is over", async || a.seats_of("bob").await == Some(vec![])).await;
     proxy.heal();
     until("it is ready", async || b.plane.check().await.is_ok()).await;
-    assert_eq!(a.seats_of("bob").await.unwrap(), std::slice::from_ref(&seat));
+    assert_eq!(a.sees("bob").await, std::slice::from_ref(&seat));
     assert_eq!(a.offer(&seat, b"hello").await, TAKEN);
 }
 
@@ -561,14 +589,14 @@ async fn a_dead_nodes_seats_do_not_count_and_are_withdrawn() {
     let killed = Instant::now();
     b.kill().await;
     until("they don't count", async || a.seats_of("bob").await == Some(vec![])).await;
-    assert!(killed.elapsed() < LEASE + Duration::from_secs(2), "{:?}", killed.elapsed());
+    assert!(killed.elapsed() < LEASE + Duration::from_secs(5), "{:?}", killed.elapsed());
     let own = a.seated("bob", "own").await;
     until("nothing is left", async || {
         let kept = Redis::shared().dump(&redis.prefix);
         !kept.contains(&dead) && !kept.contains("d299") && !kept.contains(" b\n") && kept.contains(" a\n")
     })
     .await;
-    assert_eq!(a.seats_of("bob").await.unwrap(), [own]);
+    assert_eq!(a.sees("bob").await, [own]);
     assert!(a.door.departed.lock().is_empty(), "bob has a device, so he is here");
 }
 
@@ -591,8 +619,19 @@ async fn a_node_that_comes_again_has_nothing_of_before() {
     a.seated("bob", "phone").await;
     a.kill().await;
     let a = Node::start(&redis, "a").await;
-    assert_eq!(a.seats_of("bob").await.unwrap(), []);
+    assert_eq!(a.sees("bob").await, []);
     assert_eq!(a.plane.0.roll.borrow().runs_of(&a.id()).count(), 1);
+}
+
+#[tokio::test]
+async fn a_start_that_loses_its_connection_on_the_way_is_tried_anew() {
+    let proxy = Proxy::to(Redis::shared().address());
+    let redis = keys(&url_at(proxy.address()));
+    proxy.cut_after_sending(b"HSCAN");
+    let a = Node::start(&redis, "a").await;
+    assert!(proxy.has_cut());
+    a.seated("bob", "phone").await;
+    a.plane.check().await.unwrap();
 }
 
 #[tokio::test]
@@ -600,9 +639,13 @@ async fn a_name_is_for_one_process_at_a_time() {
     let redis = shared();
     let a = Node::start(&redis, "a").await;
     let seat = a.seated("bob", "phone").await;
-    let refused = Node::try_start(&redis, "a").await.err().unwrap();
-    assert!(format!("{refused:?}").contains("another process runs as node `a`"), "{refused:?}");
-    assert_eq!(a.seats_of("bob").await.unwrap(), [seat]);
+    // Unless Redis is too slow to tell.
+    until("it is refused for its name", async || {
+        let refused = Node::try_start(&redis, "a").await.err().unwrap();
+        format!("{refused:?}").contains("another process runs as node `a`")
+    })
+    .await;
+    assert_eq!(a.sees("bob").await, [seat]);
     a.plane.check().await.unwrap();
 }
 

@@ -77,7 +77,7 @@ fn hold_writer(store: &SqliteStore) -> std::sync::mpsc::Sender<()> {
         let _ = held.recv();
         Ok(())
     });
-    begins.recv().unwrap();
+    begins.recv_timeout(Duration::from_secs(60)).expect("the writer takes it up");
     drop(answer);
     release
 }

@@ -1,6 +1,7 @@
 //! One attempt: what the rows have to say is read from the store at this moment, made into an event and posted.
 
 use super::event::{Damaged, Event, Word};
+use super::metrics::EndpointMetrics;
 use super::queue::Row;
 use crate::domain::callback::Callback;
 use crate::domain::time::Timestamp;
@@ -15,14 +16,18 @@ use tokio::time::Instant;
 /// A batch takes no further member beyond this size of its body. Receivers often refuse more.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// Makes attempts for one endpoint.
+/// Makes attempts for one endpoint, as it is configured. Another takes its place when that changes.
 pub struct Courier {
     /// Where the content is.
     pub store: Arc<dyn Store>,
     /// Where it goes.
     pub webhook: Webhook,
-    /// Events are batches, of one message too, so that a receiver has one form to read.
-    pub batches: bool,
+    /// Attempts at a time.
+    pub concurrency: usize,
+    /// Rows per event.
+    pub batch_max: usize,
+    /// What is shown.
+    pub metrics: EndpointMetrics,
 }
 
 impl fmt::Debug for Courier {
@@ -64,7 +69,7 @@ impl Courier {
             Ok(contents) => contents,
             Err(error) => return Err(Unread { rows, error }),
         };
-        let (mut delivery, words) = sort(rows, &contents, self.batches);
+        let (mut delivery, words) = sort(rows, &contents, self.batches());
         if let Some(event) = self.event(&words) {
             let traced = trace(&delivery.told, words);
             let begun = Instant::now();
@@ -85,10 +90,15 @@ impl Courier {
         }
     }
 
+    /// Events are batches then, of one message too, so that a receiver has one form to read.
+    fn batches(&self) -> bool {
+        self.batch_max > 1
+    }
+
     fn event(&self, words: &[Word]) -> Option<Event> {
         match words {
             [] => None,
-            [word] if !self.batches || !word.joins_batches() => Some(word.event()),
+            [word] if !self.batches() || !word.joins_batches() => Some(word.event()),
             words => Some(Event::batch(words)),
         }
     }

@@ -10,13 +10,13 @@ use super::queue::{Queue, Row};
 use crate::domain::callback::{Callback, Decision, Endpoint, LastError};
 use crate::domain::retry::{Health, Pass, Schedule, Sign};
 use crate::domain::time::Timestamp;
-use crate::ports::{Backlog, StoreError};
+use crate::ports::{Backlog, Store, StoreError};
 use crate::tasks::Tasks;
 use crate::webhook::client::{Failure, FailureKind, Posted};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -26,20 +26,15 @@ const PAGE: usize = 500;
 const LEAST_PAGE: usize = 50;
 
 /// What a dispatcher is made of.
-#[derive(Debug)]
 pub struct Parts {
     /// Whose.
     pub endpoint: Endpoint,
-    /// Makes the attempts.
-    pub courier: Arc<Courier>,
+    /// Where the rows are.
+    pub store: Arc<dyn Store>,
+    /// Makes the attempts; `None` while the endpoint isn't configured.
+    pub couriers: watch::Receiver<Option<Arc<Courier>>>,
     /// When failed events are tried again.
     pub schedule: Schedule,
-    /// Attempts at a time.
-    pub concurrency: usize,
-    /// Rows per event.
-    pub batch_max: usize,
-    /// What is shown.
-    pub metrics: EndpointMetrics,
     /// The rooms for rows in memory.
     pub rooms: Arc<Semaphore>,
     /// Rows handed over after their commit.
@@ -51,9 +46,9 @@ pub struct Parts {
 }
 
 /// See the head of the file.
-#[derive(Debug)]
 pub struct Dispatcher {
     parts: Parts,
+    courier: Option<Arc<Courier>>,
     queue: Queue,
     health: Health,
     ledger: Ledger,
@@ -64,18 +59,19 @@ pub struct Dispatcher {
 /// A piece of work that has ended.
 #[derive(Debug)]
 enum Done {
-    Attempt(Pass, Result<Delivery, Unread>),
+    Attempt(Arc<Courier>, Pass, Result<Delivery, Unread>),
     Settle(Vec<Decided>, Result<(), StoreError>),
     Read(OwnedSemaphorePermit, Result<Vec<Callback>, StoreError>),
-    Count(Result<Backlog, StoreError>),
+    Count(Arc<Courier>, Result<Backlog, StoreError>),
 }
 
 impl Dispatcher {
     /// Does nothing until it is run.
     pub fn new(parts: Parts) -> Self {
         Self {
+            courier: None,
             queue: Queue::default(),
-            health: Health::new(parts.concurrency),
+            health: Health::new(1),
             ledger: Ledger::new(parts.endpoint, Instant::now()),
             work: JoinSet::new(),
             draining: false,
@@ -93,6 +89,7 @@ impl Dispatcher {
                 biased;
                 () = self.parts.tasks.halt.cancelled() => return,
                 () = self.parts.tasks.drain.cancelled(), if !self.draining => self.drain(),
+                Ok(()) = self.parts.couriers.changed() => self.heed_courier(),
                 // Bounded by the rooms, so it can't keep the rest waiting.
                 Some(row) = self.parts.inbox.recv() => self.queue.push(row),
                 Some(done) = self.work.join_next() => match done {
@@ -118,37 +115,51 @@ impl Dispatcher {
         self.parts.inbox.close();
     }
 
-    /// Begins all that can be begun now.
-    fn begin(&mut self, now: Instant, wall: Timestamp) {
-        self.ledger.tick(now);
-        if self.draining {
-            self.release();
-        } else {
-            self.begin_reading(now);
-            self.begin_attempts(now, wall);
-            self.begin_counting();
+    fn heed_courier(&mut self) {
+        self.courier.clone_from(&self.parts.couriers.borrow_and_update());
+        if let Some(courier) = &self.courier {
+            self.health.set_concurrency(courier.concurrency);
+            self.ledger.wake();
         }
-        self.begin_settling(now);
-        self.parts.metrics.in_flight.set(i64::try_from(self.health.in_flight()).unwrap_or(i64::MAX));
-        self.parts.metrics.breaker_open.set(i64::from(self.health.is_open()));
     }
 
-    fn begin_attempts(&mut self, now: Instant, wall: Timestamp) {
+    /// Begins all that can be begun now. Without an endpoint nothing is: what this process holds for it goes back to the store.
+    fn begin(&mut self, now: Instant, wall: Timestamp) {
+        self.ledger.tick(now);
+        match self.courier.clone() {
+            Some(courier) if !self.draining => {
+                self.begin_reading(now);
+                self.begin_attempts(&courier, now, wall);
+                self.begin_counting(&courier);
+            }
+            Some(_) | None => self.release(),
+        }
+        self.begin_settling(now);
+        if let Some(courier) = &self.courier {
+            courier.metrics.in_flight.set(i64::try_from(self.health.in_flight()).unwrap_or(i64::MAX));
+            courier.metrics.breaker_open.set(i64::from(self.health.is_open()));
+        }
+    }
+
+    fn begin_attempts(&mut self, courier: &Arc<Courier>, now: Instant, wall: Timestamp) {
         while !self.ledger.is_away(now) && self.queue.next_turn().is_some_and(|turn| turn <= wall) {
             let Some(pass) = self.health.begin(now.into_std()) else { return };
             let rows = if self.health.is_open() {
                 self.queue.take_probe(wall).into_iter().collect()
             } else {
-                self.queue.take(wall, self.parts.batch_max)
+                self.queue.take(wall, courier.batch_max)
             };
-            let courier = Arc::clone(&self.parts.courier);
-            self.work.spawn(async move { Done::Attempt(pass, courier.deliver(rows).await) });
+            let courier = Arc::clone(courier);
+            self.work.spawn(async move {
+                let delivered = courier.deliver(rows).await;
+                Done::Attempt(courier, pass, delivered)
+            });
         }
     }
 
     fn begin_settling(&mut self, now: Instant) {
         if let Some(decided) = self.ledger.begin_settling(now) {
-            let store = Arc::clone(&self.parts.courier.store);
+            let store = Arc::clone(&self.parts.store);
             self.work.spawn(async move {
                 let result = store.settle(settlements(&decided), Timestamp::now()).await;
                 Done::Settle(decided, result)
@@ -167,36 +178,39 @@ impl Dispatcher {
             return;
         };
         self.ledger.begin_reading();
-        let (store, endpoint) = (Arc::clone(&self.parts.courier.store), self.parts.endpoint);
+        let (store, endpoint) = (Arc::clone(&self.parts.store), self.parts.endpoint);
         self.work.spawn(async move {
             let rows = store.lease_due(endpoint, Timestamp::now(), page).await;
             Done::Read(room, rows)
         });
     }
 
-    fn begin_counting(&mut self) {
+    fn begin_counting(&mut self, courier: &Arc<Courier>) {
         if self.ledger.may_count() {
             self.ledger.begin_counting();
-            let (store, endpoint) = (Arc::clone(&self.parts.courier.store), self.parts.endpoint);
-            self.work.spawn(async move { Done::Count(store.backlog(endpoint, Timestamp::now()).await) });
+            let (courier, endpoint) = (Arc::clone(courier), self.parts.endpoint);
+            self.work.spawn(async move {
+                let counted = courier.store.backlog(endpoint, Timestamp::now()).await;
+                Done::Count(courier, counted)
+            });
         }
     }
 
     fn heed(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Done::Attempt(pass, Ok(delivery)) => self.heed_delivery(pass, delivery, now),
-            Done::Attempt(pass, Err(Unread { rows, error })) => {
+            Done::Attempt(courier, pass, Ok(delivery)) => self.heed_delivery(&courier.metrics, pass, delivery, now),
+            Done::Attempt(_, pass, Err(Unread { rows, error })) => {
                 self.health.cancel(pass);
                 self.ledger.absent(&error, now);
                 self.requeue(rows);
             }
             Done::Settle(decided, result) => self.ledger.settled(decided, result, now),
             Done::Read(room, rows) => self.heed_rows(room, rows, now),
-            Done::Count(counted) => {
+            Done::Count(courier, counted) => {
                 self.ledger.counted();
                 if let Ok(backlog) = counted {
-                    self.parts.metrics.show_backlog(&backlog, Timestamp::now());
+                    courier.metrics.show_backlog(&backlog, Timestamp::now());
                 }
             }
         }
@@ -212,7 +226,7 @@ impl Dispatcher {
         self.ledger.read(came, asked, now);
     }
 
-    fn heed_delivery(&mut self, pass: Pass, delivery: Delivery, now: Instant) {
+    fn heed_delivery(&mut self, metrics: &EndpointMetrics, pass: Pass, delivery: Delivery, now: Instant) {
         for row in delivery.not_needed {
             let attempts = row.callback.attempts;
             self.ledger.decide(row, attempts, Decision::NotNeeded);
@@ -224,20 +238,23 @@ impl Dispatcher {
         }
         self.requeue(delivery.untold);
         let Some((posted, took)) = delivery.posted else { return self.health.cancel(pass) };
-        self.parts.metrics.seconds.observe(took.as_secs_f64());
+        metrics.seconds.observe(took.as_secs_f64());
         match posted {
             Posted::Success => {
-                self.parts.metrics.sent.inc();
+                metrics.sent.inc();
                 self.heed_sign(pass, Sign::Alive, now, "it takes events again");
                 self.decide(delivery.told, |_| Decision::Sent);
             }
-            Posted::Failed(failure) => self.heed_failure(pass, &failure, delivery.told, now),
+            Posted::Failed(failure) => {
+                let rejected = sign_of(&failure) == Sign::Alive;
+                if rejected { &metrics.rejected } else { &metrics.failed }.inc();
+                self.heed_failure(pass, &failure, delivery.told, now);
+            }
         }
     }
 
     fn heed_failure(&mut self, pass: Pass, failure: &Failure, rows: Vec<Row>, now: Instant) {
         let sign = sign_of(failure);
-        if sign == Sign::Alive { &self.parts.metrics.rejected } else { &self.parts.metrics.failed }.inc();
         let counts = self.heed_sign(pass, sign, now, failure.kind.as_str());
         if let Some(wait) = failure.retry_after {
             self.health.pause((now + wait).into_std());

@@ -68,12 +68,11 @@ impl Metrics {
     /// Those of one endpoint.
     pub fn of(&self, endpoint: Endpoint) -> EndpointMetrics {
         let label = EndpointLabel { endpoint: endpoint.as_str() };
-        let attempts =
-            |outcome| self.attempts.get_or_create(&AttemptLabels { endpoint: endpoint.as_str(), outcome }).clone();
+        let [sent, rejected, failed] = attempts_of(endpoint).map(|label| self.attempts.get_or_create(&label).clone());
         EndpointMetrics {
-            sent: attempts("sent"),
-            rejected: attempts("rejected"),
-            failed: attempts("failed"),
+            sent,
+            rejected,
+            failed,
             seconds: self.seconds.get_or_create(&label).clone(),
             in_flight: self.in_flight.get_or_create(&label).clone(),
             pending: self.pending.get_or_create(&label).clone(),
@@ -82,6 +81,23 @@ impl Metrics {
             breaker_open: self.breaker_open.get_or_create(&label).clone(),
         }
     }
+
+    /// Shows no more of an endpoint: what it last was would be taken for what it is.
+    pub fn forget(&self, endpoint: Endpoint) {
+        let label = EndpointLabel { endpoint: endpoint.as_str() };
+        for label in attempts_of(endpoint) {
+            self.attempts.remove(&label);
+        }
+        self.seconds.remove(&label);
+        for gauge in [&self.in_flight, &self.pending, &self.dead, &self.breaker_open] {
+            gauge.remove(&label);
+        }
+        self.oldest_due_seconds.remove(&label);
+    }
+}
+
+fn attempts_of(endpoint: Endpoint) -> [AttemptLabels; 3] {
+    ["sent", "rejected", "failed"].map(|outcome| AttemptLabels { endpoint: endpoint.as_str(), outcome })
 }
 
 /// The metrics of one endpoint.

@@ -10,52 +10,47 @@ mod ledger;
 mod metrics;
 mod queue;
 
-use crate::config::{self, Outlet};
+use crate::config;
 use crate::domain::callback::{Callback, Endpoint};
 use crate::domain::retry::Schedule;
 use crate::ports::Store;
 use crate::tasks::Tasks;
-use crate::webhook::client::{SetupError, Webhook};
-use crate::webhook::guard::Guard;
+use crate::webhook::client::Webhook;
 use attempt::Courier;
 use dispatcher::{Dispatcher, Parts};
 use metrics::Metrics;
+use parking_lot::RwLock;
 use prometheus_client::registry::Registry;
 use queue::Row;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 /// So many rows per endpoint are in memory at most: waiting, in flight, or decided on but not yet durably so.
 const ROOMS: usize = 2_000;
 /// Hand-overs leave so many of them for what is read, or rows that wait for later would keep due ones in the store.
 const ROOMS_FOR_READING: usize = 500;
 
-/// An endpoint can't be used as it is configured.
-#[derive(Debug, thiserror::Error)]
-#[error("callbacks.{}.{source}", endpoint.as_str())]
-pub struct StartError {
-    endpoint: Endpoint,
-    source: SetupError,
-}
-
-/// The callbacks of this process: one dispatcher per configured endpoint.
-#[derive(Debug)]
+/// The callbacks of this process: one dispatcher per endpoint, which rests while the endpoint isn't configured.
 pub struct Callbacks {
-    storage: Option<Desk>,
-    push: Option<Desk>,
-    push_grace: Duration,
+    storage: Desk,
+    push: Desk,
+    push_grace: RwLock<Duration>,
+    metrics: Metrics,
+    store: Arc<dyn Store>,
 }
 
 /// The way to a dispatcher.
 #[derive(Debug)]
 struct Desk {
+    endpoint: Endpoint,
     rooms: Arc<Semaphore>,
     /// Bounded by the rooms.
     inbox: UnboundedSender<Row>,
     woken: Arc<Notify>,
-    courier: Arc<Courier>,
+    /// `None` while the endpoint isn't configured.
+    courier: watch::Sender<Option<Arc<Courier>>>,
 }
 
 /// Room for rows that are about to be appended.
@@ -79,69 +74,69 @@ impl Room {
 }
 
 impl Callbacks {
-    /// Starts a dispatcher for each endpoint that has a URL.
-    pub fn start(
-        store: &Arc<dyn Store>,
-        config: &config::Callbacks,
-        schedule: &Schedule,
-        tasks: &Tasks,
-        registry: &mut Registry,
-    ) -> Result<Arc<Self>, StartError> {
-        let metrics = Metrics::new(registry);
-        let guard = Guard::of(config);
-        let open = |endpoint, outlet: &Outlet, batch_max: usize| {
-            let Some(url) = outlet.url.clone() else { return Ok(None) };
-            let webhook = Webhook::new(url, outlet, guard.clone()).map_err(|source| StartError { endpoint, source })?;
-            let courier = Arc::new(Courier { store: Arc::clone(store), webhook, batches: batch_max > 1 });
+    /// Starts the dispatchers. They rest until [`Callbacks::set`] says where the endpoints are.
+    pub fn start(store: &Arc<dyn Store>, schedule: &Schedule, tasks: &Tasks, registry: &mut Registry) -> Arc<Self> {
+        let open = |endpoint, name| {
             let (inbox, rows) = unbounded_channel();
+            let (courier, couriers) = watch::channel(None);
             let rooms = Arc::new(Semaphore::new(ROOMS));
-            let desk = Desk { rooms, inbox, woken: Arc::default(), courier: Arc::clone(&courier) };
+            let desk = Desk { endpoint, rooms, inbox, woken: Arc::default(), courier };
             let parts = Parts {
                 endpoint,
-                courier,
+                store: Arc::clone(store),
+                couriers,
                 schedule: schedule.clone(),
-                concurrency: outlet.concurrency,
-                batch_max,
-                metrics: metrics.of(endpoint),
                 rooms: Arc::clone(&desk.rooms),
                 inbox: rows,
                 woken: Arc::clone(&desk.woken),
                 tasks: tasks.clone(),
             };
-            Ok(Some((desk, parts)))
-        };
-        // Both are made before either runs.
-        let storage = open(Endpoint::Storage, &config.storage, config.storage_batch_max)?;
-        let push = open(Endpoint::Push, &config.push, 1)?;
-        let run = |(desk, parts): (Desk, Parts)| {
-            let name = match parts.endpoint {
-                Endpoint::Storage => "callbacks.storage",
-                Endpoint::Push => "callbacks.push",
-            };
             tasks.spawn_essential(name, Dispatcher::new(parts).run());
             desk
         };
-        Ok(Arc::new(Self { storage: storage.map(run), push: push.map(run), push_grace: config.push_grace }))
+        Arc::new(Self {
+            storage: open(Endpoint::Storage, "callbacks.storage"),
+            push: open(Endpoint::Push, "callbacks.push"),
+            push_grace: RwLock::default(),
+            metrics: Metrics::new(registry),
+            store: Arc::clone(store),
+        })
     }
 
-    /// Where an endpoint's callbacks go.
-    pub fn webhook(&self, endpoint: Endpoint) -> Option<&Webhook> {
-        self.desk(endpoint).map(|desk| &desk.courier.webhook)
+    /// From now on the endpoints are these. What is in flight ends as it was begun. What an endpoint that has gone was still to be told waits
+    /// in the store until it is configured again (CONTRACT.md 10.6).
+    pub fn set(&self, storage: Option<Webhook>, push: Option<Webhook>, config: &config::Callbacks) {
+        *self.push_grace.write() = config.push_grace;
+        for (desk, webhook, concurrency, batch_max) in [
+            (&self.storage, storage, config.storage.concurrency, config.storage_batch_max),
+            (&self.push, push, config.push.concurrency, 1),
+        ] {
+            if webhook.is_none() {
+                self.metrics.forget(desk.endpoint);
+            }
+            desk.courier.send_replace(webhook.map(|webhook| {
+                let (store, metrics) = (Arc::clone(&self.store), self.metrics.of(desk.endpoint));
+                Arc::new(Courier { store, webhook, concurrency, batch_max, metrics })
+            }));
+        }
     }
 
     /// Whether the endpoint is to be told anything.
     pub fn is_configured(&self, endpoint: Endpoint) -> bool {
-        self.desk(endpoint).is_some()
+        self.desk(endpoint).is_configured()
     }
 
     /// How long a push waits for a device to take the message, if one is online.
     pub fn push_grace(&self) -> Duration {
-        self.push_grace
+        *self.push_grace.read()
     }
 
     /// Reserves room for `n` rows that are about to be appended. Without room the append must not lease them: see [`Callbacks::overflowed`].
     pub fn reserve(&self, endpoint: Endpoint, n: usize) -> Option<Room> {
-        let desk = self.desk(endpoint).filter(|desk| !desk.inbox.is_closed())?;
+        let desk = self.desk(endpoint);
+        if !desk.is_configured() || desk.inbox.is_closed() {
+            return None;
+        }
         if desk.rooms.available_permits() < n.saturating_add(ROOMS_FOR_READING) {
             return None;
         }
@@ -156,16 +151,20 @@ impl Callbacks {
 
     /// Reads the store for rows that are due, as after an operator's retry.
     pub fn wake(&self, endpoint: Endpoint) {
-        if let Some(desk) = self.desk(endpoint) {
-            desk.woken.notify_one();
-        }
+        self.desk(endpoint).woken.notify_one();
     }
 
-    fn desk(&self, endpoint: Endpoint) -> Option<&Desk> {
+    fn desk(&self, endpoint: Endpoint) -> &Desk {
         match endpoint {
-            Endpoint::Storage => self.storage.as_ref(),
-            Endpoint::Push => self.push.as_ref(),
+            Endpoint::Storage => &self.storage,
+            Endpoint::Push => &self.push,
         }
+    }
+}
+
+impl Desk {
+    fn is_configured(&self) -> bool {
+        self.courier.borrow().is_some()
     }
 }
 

@@ -9,11 +9,13 @@ use crate::domain::retry::Schedule;
 use crate::domain::seat::{DeviceId, DeviceState, KeyId, NodeId, UserId};
 use crate::domain::time::Timestamp;
 use crate::ports::{Bus, Store};
+use crate::relay::before_send::BeforeSend;
 use crate::relay::callbacks::Callbacks;
 use crate::relay::callbacks::tests::fake::FakeStore;
 use crate::relay::devices::{After, OpenStream};
 use crate::relay::handle::{Error, Parts, Relay};
 use crate::relay::metrics::Metrics;
+use crate::relay::presence_news::PresenceNews;
 use crate::relay::send::{Answer, SendKey};
 use crate::relay::stream::Stream;
 use crate::tasks::Tasks;
@@ -84,15 +86,14 @@ impl Node {
         let mut registry = Registry::default();
         let tasks = Tasks::on_this_runtime();
         let store: Arc<dyn Store> = Arc::new(FakeStore::default());
-        let callbacks = Callbacks::start(&store, &config.callbacks, &Schedule::default(), &tasks, &mut registry);
         let plane = Arc::new(Plane(machine.clone()));
         let relay = Relay::new(Parts {
             node: name.clone(),
             plane: plane.clone(),
+            callbacks: Callbacks::start(&store, &Schedule::default(), &tasks, &mut registry),
             store,
-            callbacks: callbacks.unwrap(),
-            before_send: None,
-            presence_news: None,
+            before_send: BeforeSend::new(&mut registry),
+            presence_news: PresenceNews::start(&tasks, &mut registry),
             limits: config.limits,
             stream: config.stream,
             retention: config.store.retention,

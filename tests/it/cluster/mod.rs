@@ -6,6 +6,7 @@ mod delivery;
 mod nodes;
 mod postgres;
 mod redis;
+mod secure;
 mod witness;
 
 use std::time::Duration;

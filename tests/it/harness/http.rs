@@ -85,8 +85,9 @@ impl Request {
 
 /// Sends bytes on a new connection and reads one answer.
 pub fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<Answer> {
-    let mut tcp = TcpStream::connect(address)?;
+    let mut tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
     tcp.set_nodelay(true)?;
+    tcp.set_write_timeout(Some(PATIENCE))?;
     // Who is refused early may be cut off while writing; the answer is there nevertheless.
     let written = tcp.write_all(request);
     let mut body = Body { without_content: request.starts_with(b"HEAD "), ..Body::default() };
@@ -114,8 +115,9 @@ pub async fn exchange_among_many(address: SocketAddr, request: &[u8]) -> io::Res
 /// Sends bytes on a new connection and reads as far as the head of an answer; gives its status.
 #[track_caller]
 pub fn head_of(address: SocketAddr, request: &[u8]) -> u16 {
-    let mut tcp = TcpStream::connect(address).unwrap();
+    let mut tcp = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
     tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+    tcp.set_write_timeout(Some(PATIENCE)).unwrap();
     tcp.write_all(request).unwrap();
     let (mut body, mut chunk) = (Body::default(), [0; 4 << 10]);
     while body.head().is_none() {

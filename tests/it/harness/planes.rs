@@ -44,12 +44,12 @@ impl RedisServers {
         let list = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         match self {
             Self::Shared(_) | Self::Own(_) => {
-                vec![format!("redis.url={}", redis::url_at(by.unwrap_or_else(|| self.alone().address())))]
+                vec![format!("redis.url={}", by.map_or_else(|| self.alone().url(), redis::url_at))]
             }
             Self::Sentinels(sentinels) => {
                 let addresses = sentinels.sentinel_addresses();
                 vec![
-                    format!("redis.url={}", redis::url_at(addresses[0])),
+                    format!("redis.url={}", sentinels.url()),
                     format!("redis.nodes={}", list(&addresses[1..])),
                     format!("redis.sentinel_master={}", sentinels::MASTER),
                     "redis.mode=sentinel".to_owned(),
@@ -58,7 +58,7 @@ impl RedisServers {
             Self::Cluster(cluster) => {
                 let addresses = cluster.addresses();
                 vec![
-                    format!("redis.url={}", redis::url_at(addresses[0])),
+                    format!("redis.url={}", cluster.urls()[0]),
                     format!("redis.nodes={}", list(&addresses[1..])),
                     "redis.mode=cluster".to_owned(),
                 ]

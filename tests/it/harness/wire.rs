@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 /// Longer than anything takes.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A certificate for 127.0.0.1, in files that a node is told of.
 pub struct Secure {
@@ -113,7 +113,7 @@ impl Wire {
     /// One whose streams take no more than this unread.
     #[track_caller]
     pub fn http2_with_window(&self, window: u32) -> Http2 {
-        self.runtime.block_on(async {
+        self.runtime.block_on(in_time("a connection of HTTP/2", async {
             let tcp = TcpStream::connect(self.address).await.unwrap();
             let io: Box<dyn Io> = match &self.pem {
                 None => Box::new(tcp),
@@ -131,7 +131,7 @@ impl Wire {
                 let _ = connection.await;
             });
             Http2 { handle: self.runtime.handle().clone(), send, task, url: self.url("") }
-        })
+        }))
     }
 }
 
@@ -158,6 +158,11 @@ pub fn client_config_of(
     Arc::new(config)
 }
 
+/// Waits for what is to come, within [`PATIENCE`].
+async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
+}
+
 /// A connection of HTTP/2.
 pub struct Http2 {
     handle: tokio::runtime::Handle,
@@ -171,7 +176,7 @@ impl Http2 {
     #[track_caller]
     pub fn stream(&mut self, token: &str) -> Http2Stream {
         let (answer, send) = self.request("GET", "/v1/stream", token);
-        let answer = self.handle.block_on(answer).unwrap();
+        let answer = self.handle.block_on(in_time("a stream's head", answer)).unwrap();
         assert_eq!(answer.status().as_u16(), 200);
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
         Http2Stream { handle: self.handle.clone(), body: answer.into_body(), sending: send, text: String::new() }
@@ -182,10 +187,10 @@ impl Http2 {
     pub fn request(&mut self, method: &str, path: &str, token: &str) -> (ResponseFuture, SendStream<Bytes>) {
         let request = http::Request::builder().method(method).uri(format!("{}{path}", self.url));
         let request = request.header("authorization", format!("Bearer {token}")).body(()).unwrap();
-        self.handle.block_on(async {
+        self.handle.block_on(in_time("room for a request", async {
             self.send = self.send.clone().ready().await.unwrap();
             self.send.send_request(request, true).unwrap()
-        })
+        }))
     }
 
     /// Closes the connection without a word of HTTP/2, as a browser that is killed.
@@ -196,7 +201,7 @@ impl Http2 {
 
     /// Waits until the other side has closed it.
     pub fn closed(self) {
-        self.handle.block_on(async { tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap() });
+        self.handle.block_on(in_time("the end of a connection", self.task)).unwrap();
     }
 }
 

@@ -22,7 +22,8 @@ const DIFFERENCES: &str = "
     return {missing, surplus}";
 
 async fn differences(link: &Link, redis: &RedisKeys) -> (Vec<String>, Vec<String>) {
-    link.run(redis::cmd("EVAL").arg(DIFFERENCES).arg(0).arg(&redis.prefix)).await.unwrap()
+    let command = redis::cmd("EVAL").arg(DIFFERENCES).arg(0).arg(&redis.prefix).clone();
+    answered(async || link.run(&command).await).await
 }
 
 /// Some users of one shard.
@@ -35,7 +36,7 @@ fn neighbours(names: &Names, count: usize) -> Vec<UserId> {
 async fn found(node: &Node, among: &[UserId]) -> Vec<(UserId, usize)> {
     let others = (0..2_000).map(|n| user(&format!("away{n}")));
     let users: Vec<_> = others.chain(among.iter().cloned()).collect();
-    let seats = node.plane.seats(&users).await.unwrap();
+    let seats = answered(async || node.plane.seats(&users).await).await;
     users
         .into_iter()
         .zip(seats)
@@ -57,35 +58,37 @@ async fn anything(node: &Node, other: &Node, who: &str, device: &str, choice: u3
         // A stream, perhaps in place of one here or elsewhere; at most two devices.
         0..4 => {
             let seat = node.stream(who, device, rand::random_range(1_000..2_000));
-            match node.plane.seat(seat.clone(), 2).await {
-                Ok(Seated { replaced: Some(older), .. }) => {
+            let seated = async || match node.plane.seat(seat.clone(), 2).await {
+                Err(SeatError::Away(error)) => Err(error),
+                seated => Ok(seated),
+            };
+            match answered(seated).await {
+                Ok(Seated { replaced: Some(older), .. }) if older != seat => {
                     leave(node, &older);
                     leave(other, &older);
                 }
                 Ok(_) => {}
-                Err(SeatError::TooManyDevices(_)) => leave(node, &seat),
-                Err(SeatError::Away(error)) => panic!("{error:?}"),
+                Err(_) => leave(node, &seat),
             }
         }
         4..7 => {
             if let Some(seat) = held(node) {
                 leave(node, &seat);
-                node.plane.unseat(&seat).await.unwrap();
+                answered(async || node.plane.unseat(&seat).await).await;
             }
         }
         // Kicked through another node, before its stream knows.
         7 => {
             if let Some(seat) = held(node) {
-                other.plane.unseat(&seat).await.unwrap();
+                answered(async || other.plane.unseat(&seat).await).await;
                 leave(node, &seat);
             }
         }
         8 => {
-            drop(
-                node.plane.touch(&user(who), &DeviceId::parse(device).unwrap(), None, Timestamp::now()).await.unwrap(),
-            );
+            let (user, device) = (user(who), DeviceId::parse(device).unwrap());
+            answered(async || node.plane.touch(&user, &device, None, Timestamp::now()).await).await;
         }
-        _ => node.plane.0.reconcile().await.unwrap(),
+        _ => node.reconcile().await,
     }
 }
 
@@ -144,7 +147,7 @@ async fn a_name_that_was_lost_from_the_sets_is_there_again_with_the_seats() {
     let a = Node::start(&redis, "a").await;
     let bob = a.seated("bob", "phone").await.user;
     server.cli(&["DEL", &a.plane.0.names.online(&bob)]);
-    a.plane.0.reconcile().await.unwrap();
+    a.reconcile().await;
     assert_eq!(found(&a, std::slice::from_ref(&bob)).await, [(bob.clone(), 1)]);
     server.cli(&["DEL", &a.plane.0.names.online(&bob)]);
     a.seated("bob", "phone").await;
@@ -167,8 +170,31 @@ async fn a_full_redis_keeps_hashes_and_sets_alike() {
     assert_eq!(found(&a, &users).await, [(carol.user.clone(), 1)]);
     assert_eq!(differences(&link, &redis).await, (vec![], vec![]));
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    a.plane.0.reconcile().await.unwrap();
+    a.reconcile().await;
     assert_eq!(found(&a, &users).await, [(bob.user, 1), (carol.user, 1), (late.user, 1)]);
+}
+
+#[tokio::test]
+async fn however_many_users_are_looked_for_each_set_is_asked_once() {
+    let server = Redis::start();
+    let a = Node::start(&keys(&server.url()), "a").await;
+    let here: Vec<_> = join_all((0..50).map(async |n| a.seated(&format!("u{n}"), "phone").await)).await;
+    let calls = |command: &str| {
+        let (stats, name) = (server.cli(&["INFO", "commandstats"]), format!("cmdstat_{command}:"));
+        let line = stats.lines().find(|line| line.starts_with(&name));
+        line.map_or(0, |line| line.split(['=', ',']).nth(1).unwrap().parse::<usize>().unwrap())
+    };
+    let users = |away: usize| -> Vec<_> {
+        (0..away).map(|n| user(&format!("away{n}"))).chain(here.iter().map(|seat| seat.user.clone())).collect()
+    };
+    for away in [1_000, 20_000] {
+        let (sets, hashes) = (calls("smismember"), calls("hgetall"));
+        let seats = a.plane.seats(&users(away)).await.unwrap();
+        assert_eq!(seats.iter().flatten().count(), here.len());
+        let (sets, hashes) = (calls("smismember") - sets, calls("hgetall") - hashes);
+        assert!((1..=1_024).contains(&sets), "{sets} sets for {away}");
+        assert_eq!(hashes, here.len(), "only those who are here are looked at");
+    }
 }
 
 /// A Cluster refuses scripts of which one key has gone over and the other hasn't, or is new. The look-up has to be right all the same.
@@ -205,7 +231,7 @@ async fn many_users_are_found_while_their_slot_goes_over_to_another_master() {
     assert_eq!(here().await, [0, 1, 2, 3], "who came when the set had gone over");
     gone(&one).await;
     assert_eq!(here().await, [0, 2, 3], "whose hash is still here");
-    a.plane.0.reconcile().await.unwrap();
+    a.reconcile().await;
     assert_eq!(here().await, [0, 2, 3]);
     cluster.finish_migration(slot, to);
     came(4).await;

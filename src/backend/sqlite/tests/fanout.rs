@@ -122,8 +122,10 @@ async fn a_part_that_fails_is_written_later_and_the_caller_is_told() {
         hand_in(&store, move |db| db.user_or_new(&user(&name(n))).map(|_| ()));
     }
     store.check().await.unwrap();
-    let (outcome, ()) = tokio::join!(store.append(leased(to_many(at(0)))), async {
-        eventually(async || store.left_over().await == 1).await;
+    let append = leased(to_many(at(0)));
+    let id = append.message.id;
+    let (outcome, ()) = tokio::join!(store.append(append), async {
+        eventually(async || store.message(id, at(0)).await.unwrap().is_some()).await;
         // Whatever step is next shares its batch with a job that fails as a broken disk does.
         let release = hold_writer(&store);
         let failed = hand_in(&store, |_| Err::<(), _>(io_error()));

@@ -2,6 +2,7 @@ use super::*;
 use crate::domain::callback::CallbackState::{self, Dead, Failing, NotNeeded, Sent, Waiting};
 use crate::domain::callback::LastError;
 use crate::ports::CallbackContent;
+use crate::webhook::Webhooks;
 use crate::webhook::receiver::{Answer, Receiver};
 use fake::FakeStore;
 use std::collections::HashSet;
@@ -53,9 +54,16 @@ impl Net {
         self.tasks = Tasks::on_this_runtime();
         self.registry = Registry::default();
         let store: Arc<dyn Store> = Arc::clone(&self.store) as _;
-        let started = Callbacks::start(&store, &self.config, &self.schedule, &self.tasks, &mut self.registry).unwrap();
+        let started = Callbacks::start(&store, &self.schedule, &self.tasks, &mut self.registry);
         self.callbacks = Some(Arc::clone(&started));
+        self.set();
         started
+    }
+
+    /// What is configured takes effect.
+    fn set(&self) {
+        let Webhooks { storage, push, .. } = Webhooks::of(&self.config).unwrap();
+        self.callbacks.as_ref().unwrap().set(storage, push, &self.config);
     }
 
     /// Appends leased rows and hands them over, as a send does.
@@ -69,6 +77,12 @@ impl Net {
     /// Waits until so many rows are in a state and none is leased.
     async fn settled(&self, state: CallbackState, n: usize) {
         eventually(|| (self.store.count(state), self.store.leased()), (n, 0)).await;
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
     }
 
     async fn drain(&self) {
@@ -449,11 +463,6 @@ async fn the_metrics_say_how_it_stands() {
     net.store.add_due(Endpoint::Storage, 2);
     net.store.add(Endpoint::Push, 0, false, Duration::from_mins(1));
     net.start();
-    let text = || {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &net.registry).unwrap();
-        text
-    };
     for line in [
         "callback_attempts_total{endpoint=\"storage\",outcome=\"rejected\"} 2",
         "callback_seconds_count{endpoint=\"storage\"} 2",
@@ -463,15 +472,60 @@ async fn the_metrics_say_how_it_stands() {
         "callback_dead{endpoint=\"storage\"} 2",
         "callback_oldest_due_seconds{endpoint=\"push\"} 0.0",
     ] {
-        eventually(|| text().contains(line), true).await;
+        eventually(|| net.metrics().contains(line), true).await;
     }
 }
 
 #[tokio::test]
-async fn a_bad_endpoint_stops_the_start_by_the_name_of_its_key() {
+async fn what_an_endpoint_that_goes_was_to_be_told_waits_in_the_store_until_it_comes_again() {
+    let mut net = Net::new().await;
+    net.config.storage.concurrency = 1;
+    net.storage.now(Answer::Slow(300 * MS));
+    let callbacks = net.start();
+    let room = callbacks.reserve(Endpoint::Storage, 1).unwrap();
+    net.hand_over(Endpoint::Storage, 10);
+    eventually(|| net.storage.requests().len(), 1).await;
+    net.config.storage.url = None;
+    net.set();
+    assert!(!callbacks.is_configured(Endpoint::Storage) && callbacks.reserve(Endpoint::Storage, 1).is_none());
+    // A send that began before commits only now.
+    room.hand_over(vec![net.store.add(Endpoint::Storage, 10, true, Duration::ZERO)]);
+    let seen = || (net.store.count(Sent), net.store.count(Waiting), net.store.leased());
+    eventually(seen, (1, 10, 0)).await;
+    // Neither does the clock bring them up, nor is a thing that is away shown.
+    net.store.add_due(Endpoint::Storage, 1);
+    sleep(1_200 * MS).await;
+    assert_eq!((seen(), net.storage.requests().len()), ((1, 11, 0), 1));
+    assert!(!net.metrics().contains("endpoint=\"storage\"") && net.metrics().contains("endpoint=\"push\""));
+    net.storage = Receiver::always(Answer::status(200)).await;
+    net.config.storage.url = net.storage.outlet().url;
+    net.set();
+    net.settled(Sent, 12).await;
+    assert_eq!(net.storage.requests().len(), 11);
+    assert!(net.metrics().contains("callback_attempts_total{endpoint=\"storage\",outcome=\"sent\"} "));
+}
+
+#[tokio::test]
+async fn how_many_attempts_run_at_once_and_how_much_each_tells_is_said_anew_while_it_runs() {
+    let mut net = Net::new().await;
+    net.config.storage.concurrency = 2;
+    net.storage.now(Answer::Hang);
+    net.store.add_due(Endpoint::Storage, 20);
+    net.start();
+    eventually(|| net.storage.requests().len(), 2).await;
+    net.config.storage.concurrency = 5;
+    net.config.storage_batch_max = 4;
+    net.set();
+    eventually(|| net.storage.requests().len(), 5).await;
+    sleep(100 * MS).await;
+    let told: Vec<usize> = payloads(&net.storage).iter().map(Vec::len).collect();
+    assert_eq!(told, [1, 1, 4, 4, 4]);
+}
+
+#[tokio::test]
+async fn a_bad_endpoint_is_refused_by_the_name_of_its_key() {
     let mut net = Net::new().await;
     net.config.push.secrets = vec![config::Secret::new("hunter2")];
-    let store: Arc<dyn Store> = Arc::clone(&net.store) as _;
-    let started = Callbacks::start(&store, &net.config, &net.schedule, &net.tasks, &mut net.registry);
-    assert_eq!(started.unwrap_err().to_string(), "callbacks.push.secrets: a secret must begin with `whsec_`");
+    let refused = Webhooks::of(&net.config).unwrap_err();
+    assert_eq!(refused.to_string(), "callbacks.push.secrets: a secret must begin with `whsec_`");
 }
