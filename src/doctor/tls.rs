@@ -5,6 +5,11 @@ use crate::config::Tls;
 use crate::domain::finding::Finding;
 use crate::domain::time::Timestamp;
 use crate::http::Certificate;
+use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -30,10 +35,10 @@ pub(super) fn examine(tls: &Tls, now: Timestamp) -> Vec<Finding> {
             return vec![Finding::error(ABOUT, error.to_string(), "herenow does not start before this is mended")];
         }
     };
-    let chain = certificate.chain();
-    let chain: Result<Vec<_>, _> = chain.iter().map(|der| x509_cert::Certificate::from_der(der)).collect();
+    let ders = certificate.chain();
+    let chain: Result<Vec<_>, _> = ders.iter().map(|der| x509_cert::Certificate::from_der(der)).collect();
     let mut findings = match chain {
-        Ok(chain) => of_chain(&chain, now),
+        Ok(chain) => of_chain(&chain, &ders, now),
         Err(error) => {
             let found = format!("a certificate of the chain can't be read: {error}");
             vec![Finding::error(ABOUT, found, "have it issued anew: clients would not take it")]
@@ -43,7 +48,7 @@ pub(super) fn examine(tls: &Tls, now: Timestamp) -> Vec<Finding> {
     findings
 }
 
-fn of_chain(chain: &[x509_cert::Certificate], now: Timestamp) -> Vec<Finding> {
+fn of_chain(chain: &[x509_cert::Certificate], ders: &[CertificateDer<'_>], now: Timestamp) -> Vec<Finding> {
     let Some(own) = chain.first() else { return vec![] };
     let mut findings = vec![];
     let names = names(own);
@@ -51,15 +56,19 @@ fn of_chain(chain: &[x509_cert::Certificate], now: Timestamp) -> Vec<Finding> {
         let advice = "have it issued with the names that clients connect to: the common name alone counts for nothing";
         findings.push(Finding::error(ABOUT, "the certificate is for no name (subjectAltName)", advice));
     }
+    // The chain is good for as long as each part of it is.
+    let begins = chain.iter().map(|one| time(one.tbs_certificate.validity.not_before)).max().unwrap_or(now);
+    let ends = chain.iter().map(|one| time(one.tbs_certificate.validity.not_after)).min().unwrap_or(now);
     let is_broken = |pair: &[x509_cert::Certificate]| pair[0].tbs_certificate.issuer != pair[1].tbs_certificate.subject;
     if let Some(i) = chain.windows(2).position(is_broken) {
         let found = format!("certificate {} of the chain was not issued by the one that follows it", i + 1);
         let advice = "put the server's own first, then each one's issuer, in this order";
         findings.push(Finding::warning(ABOUT, found, advice));
+    } else if let Err(error) = signed(ders, begins) {
+        let found = format!("the certificates of the chain have the right names, but don't hold together: {error}");
+        let advice = "put in the very certificates that came with the server's own: another of the same name may have another key";
+        findings.push(Finding::error(ABOUT, found, advice));
     }
-    // The chain is good for as long as each part of it is.
-    let begins = chain.iter().map(|one| time(one.tbs_certificate.validity.not_before)).max().unwrap_or(now);
-    let ends = chain.iter().map(|one| time(one.tbs_certificate.validity.not_after)).min().unwrap_or(now);
     let renew = "renew it: new files are taken up within a second, without a restart";
     let told = |when: &str| format!("the certificate {when}");
     findings.push(if now < begins {
@@ -75,6 +84,17 @@ fn of_chain(chain: &[x509_cert::Certificate], now: Timestamp) -> Vec<Finding> {
         Finding::well(ABOUT, found)
     });
     findings
+}
+
+/// Whether each is signed by the one that follows it and may be, for a server, if the last is trusted. `at` is a time when all were good:
+/// when they are is told apart from this.
+fn signed(chain: &[CertificateDer<'_>], at: Timestamp) -> Result<(), rustls::Error> {
+    let [own, between @ .., last] = chain else { return Ok(()) };
+    let mut trusted = RootCertStore::empty();
+    trusted.add(last.clone().into_owned())?;
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(at.as_s().unsigned_abs()));
+    let known = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&ParsedCertificate::try_from(own)?, &trusted, between, at, known)
 }
 
 fn time(time: Time) -> Timestamp {

@@ -146,8 +146,8 @@ fn a_kill_at_any_moment_loses_nothing_and_repeats_nothing() {
 
 #[test]
 fn a_kill_while_a_large_group_is_written_to_leaves_nobody_without() {
-    only_embedded!("on a cluster another node completes it: see cluster/postgres.rs");
     const MEMBERS: usize = 2_600;
+    only_embedded!("on a cluster another node completes it: see cluster/postgres.rs");
     let (seed, mut random) = seeded();
     eprintln!("to repeat this: HERENOW_TEST_SEED={seed}");
     let storage = Receiver::start();

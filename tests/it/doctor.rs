@@ -4,7 +4,7 @@ use crate::harness::node::PROGRAM;
 use crate::harness::*;
 use crate::support::*;
 use jsonwebtoken::Algorithm;
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, Issuer, KeyPair};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -156,6 +156,27 @@ fn a_certificate_is_looked_at_before_clients_do() {
     expect_said(&look(), &[("error", "has expired")]);
     put(&[], 60);
     expect_said(&look(), &[("error", "for no name"), ("well", "a chain of 1")]);
+    // Issuers of one name: the one that signed, and others that didn't.
+    let [root, false_root] = [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()];
+    let of = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params
+    };
+    let middle = KeyPair::generate().unwrap();
+    let issued = CertificateParams::new(vec!["a.example".to_owned()])
+        .unwrap()
+        .signed_by(&pair, &Issuer::new(of("middle"), &middle))
+        .unwrap();
+    let by = |root: &KeyPair| of("middle").signed_by(&middle, &Issuer::new(of("root"), root)).unwrap().pem();
+    let [pem, last] = [issued.pem(), of("root").self_signed(&root).unwrap().pem()];
+    secure.put("cert.pem", &[&*pem, &by(&root), &last].concat());
+    expect_said(&look(), &[("well", "a chain of 3")]);
+    secure.put("cert.pem", &[&*pem, &by(&false_root), &last].concat());
+    expect_said(&look(), &[("error", "don't hold together"), ("well", "a chain of 3")]);
+    secure.put("cert.pem", &[&*pem, &of("middle").self_signed(&root).unwrap().pem()].concat());
+    expect_said(&look(), &[("error", "don't hold together"), ("well", "a chain of 2")]);
     let own = CertificateParams::new(vec!["a.example".to_owned()]).unwrap().self_signed(&pair).unwrap().pem();
     let mut other = CertificateParams::default();
     other.distinguished_name.push(rcgen::DnType::CommonName, "somebody else");

@@ -63,7 +63,9 @@ impl Writing<'_> {
         const WHOLE: &str = "seq NOT IN (SELECT message FROM fanout) AND seq NOT IN (SELECT message FROM recalled)";
         let mut found = Vec::new();
         self.gather(&mut found, "WHERE seq IN (SELECT message FROM recalled) ORDER BY seq", [], (now, aged))?;
-        found.iter_mut().for_each(|message| message.recalled = true);
+        for message in &mut found {
+            message.recalled = true;
+        }
         self.gather(&mut found, &format!("WHERE {WHOLE} ORDER BY seq"), [], (aged, aged))?;
         let brief = format!("WHERE brief <= ?1 AND {WHOLE} ORDER BY brief");
         self.gather(&mut found, &brief, [now.as_ms()], (now, aged))?;
