@@ -289,5 +289,5 @@ fn fsyncs_that_fail_now_and_then_cost_refusals_alone() {
 #[test]
 fn writes_that_fail_now_and_then_cost_refusals_alone() {
     only_embedded!("the disk is PostgreSQL's own");
-    fails_now_and_then("pwrite64:error=EIO:when=60+41");
+    fails_now_and_then("pwrite64:error=EIO:when=120+41");
 }

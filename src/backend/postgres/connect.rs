@@ -40,11 +40,12 @@ const LOOKS: usize = 4;
 ///
 /// - A statement that waits or runs for long is ended, and so is a transaction whose node is gone, as others may wait for its locks.
 /// - Every join is by a key. The planner can't know that before it has statistics, and would go on with a plan that it made for tables that
-///   were small.
+///   were small. Where there is no other plan, what these settings add to its cost would have the server compile it
+///   (`jit`), which takes a thousand times as long as running it.
 /// - A commit has been written to the disk when it returns: an operator may ask for more than `on`, never for less.
 const SETTINGS: &str = "SET statement_timeout = '15s'; SET lock_timeout = '10s'; \
      SET idle_in_transaction_session_timeout = '5s'; SET client_min_messages = warning; \
-     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
      SELECT set_config('synchronous_commit', 'on', false) \
      WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')";
 

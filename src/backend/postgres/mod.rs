@@ -1,7 +1,8 @@
 //! The durable plane in PostgreSQL, for any number of nodes (CONTRACT.md 9): a few tasks write sends with group commit, a bounded number of
 //! connections does the rest.
 //!
-//! Nodes meet in the rows alone: who sends to a user locks the user's row ([`append`]), who has a callback stands in it ([`leases`]).
+//! Nodes meet in the rows alone: who sends to a user locks the user's row ([`append`]), who has a callback stands in it ([`leases`]), and who
+//! writes a message to many stands in that message's row until all have it ([`fanout`]).
 
 mod append;
 mod columns;

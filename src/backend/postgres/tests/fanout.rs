@@ -230,6 +230,31 @@ async fn others_send_to_the_same_users_between_two_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_the_server_ends_for_a_deadlock_is_written_again() {
+    let (store, _, database) = both().await;
+    let name = database.url().rsplit('/').next().unwrap().to_owned();
+    // Who waits from now on finds the deadlock, but not before the other waits, too.
+    database.sql(&format!("ALTER DATABASE {name} SET deadlock_timeout = '3s'"));
+    let late = ByHand::at(&database.url()).await;
+    let other = store.db.get().await.unwrap();
+    other.batch_execute("SET deadlock_timeout = '60s'; SET idle_in_transaction_session_timeout = 0").await.unwrap();
+    let mut fanout = late.begin(large()).await;
+    // The last of the part by name, and then the first: the wrong way around.
+    other.batch_execute("BEGIN; SELECT FROM users WHERE name = 'u99' FOR UPDATE").await.unwrap();
+    let in_the_way = async {
+        let waits = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually(async || count(&database, waits) == 1).await;
+        other.batch_execute("SELECT FROM users WHERE name = 'u0' FOR UPDATE").await.unwrap();
+        other.batch_execute("COMMIT").await.unwrap();
+    };
+    let (bitten, ()) = tokio::join!(late.0.bite(&mut fanout), in_the_way);
+    assert!(bitten.unwrap());
+    let ended = format!("SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = '{name}'");
+    eventually(async || database.sql(&ended) == "t").await;
+    assert_whole(&database, &late.complete(fanout).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_sends_of_two_nodes_and_small_ones_go_on_side_by_side() {
     let ([a, b], database) = pair(&roomy()).await;
     let forward = Append { key: None, ..large() };
