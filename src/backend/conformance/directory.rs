@@ -2,7 +2,7 @@
 
 use crate::domain::seat::{DeviceId, DeviceState, NodeId, SeatInfo, UserId};
 use crate::domain::time::Timestamp;
-use crate::ports::{Claimed, Directory, KeyClaim, SeatError, Ticket, Unseated};
+use crate::ports::{Away, Claimed, Directory, KeyClaim, SeatError, Ticket, Unseated};
 use bytes::Bytes;
 use std::time::Duration;
 use uuid::Uuid;
@@ -38,6 +38,17 @@ pub async fn all<D: Directory, F: Future<Output = D>>(fresh: impl Fn() -> F) {
     a_key_is_claimed_once_and_then_answers(&fresh().await).await;
     a_ticket_is_good_once_and_in_time(&fresh().await).await;
     coming_and_going_are_news_once(&fresh().await).await;
+}
+
+/// What reads the seats of thousands: on a busy machine that may take longer than a plane elsewhere has to answer, and then it is asked again.
+async fn asked<T>(ask: impl AsyncFn() -> Result<T, Away>) -> T {
+    const TRIES: u32 = 20;
+    for _ in 1..TRIES {
+        if let Ok(answer) = ask().await {
+            return answer;
+        }
+    }
+    ask().await.unwrap()
 }
 
 async fn gone(d: &impl Directory, name: &str, connection: u64) -> u64 {
@@ -79,7 +90,7 @@ async fn a_seat_is_located_until_it_is_withdrawn(d: &impl Directory) {
 async fn of_many_users_those_who_are_here_are_found(d: &impl Directory) {
     let many: Vec<_> = (0..5_000).map(|n| user(&format!("u{n}"))).collect();
     let here = async |users: &[UserId]| {
-        let seats = d.seats(users).await.unwrap();
+        let seats = asked(async || d.seats(users).await).await;
         assert_eq!(seats.len(), users.len());
         let seats = seats.into_iter().enumerate();
         seats.flat_map(|(n, seats)| seats.into_iter().map(move |seat| (n, seat.connection))).collect::<Vec<_>>()
@@ -90,9 +101,9 @@ async fn of_many_users_those_who_are_here_are_found(d: &impl Directory) {
     d.seat(seat("u12", "phone", 4), 20).await.unwrap();
     d.seat(seat("u12", "phone", 5), 20).await.unwrap();
     for users in [&many[..], &many[4_998..], &[]] {
-        let located = d.locate(users).await.unwrap();
+        let located = asked(async || d.locate(users).await).await;
         let located = located.into_iter().map(|presence| presence.seats).collect::<Vec<_>>();
-        assert_eq!(d.seats(users).await.unwrap(), located);
+        assert_eq!(asked(async || d.seats(users).await).await, located);
     }
     assert_eq!(here(&many).await, [(7, 1), (7, 2), (12, 5), (4_999, 3)]);
     d.unseat(&seat("u7", "phone", 1)).await.unwrap();
