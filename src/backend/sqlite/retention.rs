@@ -33,9 +33,9 @@ impl Expired {
     }
 }
 
-/// How far the removal of a message with many recipients has come: its `seq`, and how many inbox rows. In memory only, as removing what is
-/// gone already does no harm, while writing it down would write the long list of recipients each time.
-pub(super) type Sweeping = Option<(i64, usize)>;
+/// How far the removal of a message with many recipients has come: its `seq`, and whose inbox rows are left. In memory only, as removing
+/// what is gone already does no harm, while writing it down would write the long list of recipients each time.
+pub(super) type Sweeping = Option<(i64, Vec<Spot>)>;
 
 impl Writing<'_> {
     /// See [`crate::ports::Store::sweep`].
@@ -47,7 +47,7 @@ impl Writing<'_> {
             if left == 0 {
                 break;
             }
-            self.remove_message(&message, &mut left, &mut users)?;
+            self.remove_message(message, &mut left, &mut users)?;
         }
         for user in users {
             self.prune_delivery(user)?;
@@ -59,7 +59,7 @@ impl Writing<'_> {
 
     /// About a bite of messages: those that were recalled, those beyond the retention, found by their order of committing, and those that
     /// were to be kept for less. What has yet to reach some of its recipients stays.
-    fn expired(&self, now: Timestamp, aged: Timestamp) -> Result<Vec<Expired>> {
+    fn expired(&mut self, now: Timestamp, aged: Timestamp) -> Result<Vec<Expired>> {
         const WHOLE: &str = "seq NOT IN (SELECT message FROM fanout) AND seq NOT IN (SELECT message FROM recalled)";
         let mut found = Vec::new();
         self.gather(&mut found, "WHERE seq IN (SELECT message FROM recalled) ORDER BY seq", [], (now, aged))?;
@@ -74,7 +74,7 @@ impl Writing<'_> {
 
     /// Adds messages that `which` finds, until one was sent after `until` or they are enough for a bite.
     fn gather(
-        &self,
+        &mut self,
         found: &mut Vec<Expired>,
         which: &str,
         bounds: impl Params,
@@ -88,28 +88,27 @@ impl Writing<'_> {
             && let Some(row) = rows.next()?
             && time(row, 4)? <= until
         {
-            let message = expired(row, aged)?;
+            let begun = self.sweeping.take_if(|(seq, _)| row.get(0) == Ok(*seq)).map(|(_, left)| left);
+            let message = expired(row, begun, aged)?;
             rows_found += message.rows();
             found.push(message);
         }
         Ok(())
     }
 
-    fn remove_message(&mut self, message: &Expired, left: &mut usize, users: &mut BTreeSet<i64>) -> Result<()> {
-        let done = self.sweeping.take().filter(|(seq, _)| *seq == message.seq).map_or(0, |(_, done)| done);
-        let bite = message.spots.iter().skip(done).take(*left);
-        let removed = bite.len();
-        for spot in bite {
+    fn remove_message(&mut self, mut message: Expired, left: &mut usize, users: &mut BTreeSet<i64>) -> Result<()> {
+        // From the end, as that leaves the others where they are.
+        for spot in message.spots.split_off(message.spots.len().saturating_sub(*left)) {
             if message.recalled {
-                self.take_out(*spot)?;
+                self.take_out(spot)?;
             } else {
-                self.remove_inbox_row(*spot)?;
+                self.remove_inbox_row(spot)?;
                 users.insert(spot.0);
             }
+            *left -= 1;
         }
-        *left -= removed;
-        if done + removed < message.spots.len() {
-            *self.sweeping = Some((message.seq, done + removed));
+        if !message.spots.is_empty() {
+            *self.sweeping = Some((message.seq, message.spots));
             return Ok(());
         }
         if message.recalled {
@@ -214,13 +213,14 @@ impl Writing<'_> {
     }
 }
 
-fn expired(row: &Row<'_>, aged: Timestamp) -> Result<Expired> {
+/// Unless it is known whose inbox rows are left, they are those of all recipients.
+fn expired(row: &Row<'_>, left: Option<Vec<Spot>>, aged: Timestamp) -> Result<Expired> {
     let kept: bool = row.get(2)?;
+    let spots = match left {
+        Some(left) => left,
+        None if kept => Vec::new(),
+        None => spots(row, 1)?,
+    };
     let pending = matches!(state(row, 3)?, CallbackState::Waiting | CallbackState::Failing | CallbackState::Dead);
-    Ok(Expired {
-        seq: row.get(0)?,
-        spots: if kept { Vec::new() } else { spots(row, 1)? },
-        recalled: false,
-        wanted: pending && time(row, 4)? > aged,
-    })
+    Ok(Expired { seq: row.get(0)?, spots, recalled: false, wanted: pending && time(row, 4)? > aged })
 }
