@@ -6,6 +6,7 @@
 use super::columns::{MESSAGE_COLUMNS, Result, attempts, cursor, message, message_columns, name, spots, state, time};
 use super::connect::Failure;
 use super::writer::Rules;
+use crate::backend::durable::fanout::BITE;
 use crate::backend::durable::forms::number;
 use crate::backend::durable::recipients::Spot;
 use crate::domain::callback::CallbackState;
@@ -169,12 +170,16 @@ pub(super) async fn status(db: &Object, wanted: Uuid, now: Timestamp) -> Result<
         ))
         .await?;
     let Some(row) = db.query_opt(&query, &[&wanted, &now.as_ms()]).await? else { return Ok(None) };
-    let spots = spots(&row, MESSAGE_COLUMNS + 1)?;
+    let mut fares = Vec::new();
+    // Few at a time, as for a recall.
+    for part in spots(&row, MESSAGE_COLUMNS + 1)?.chunks(BITE) {
+        fares.extend(recipients(db, wanted, part).await?);
+    }
     Ok(Some(MessageStatus {
         message: message(&row, 0)?,
         expires_at: time(&row, MESSAGE_COLUMNS)?,
         synced: row.try_get(MESSAGE_COLUMNS + 4)?,
-        recipients: recipients(db, wanted, &spots).await?,
+        recipients: fares,
         storage: Progress { state: state(&row, MESSAGE_COLUMNS + 2)?, attempts: attempts(&row, MESSAGE_COLUMNS + 3)? },
     }))
 }
@@ -197,12 +202,13 @@ async fn recipients(db: &Object, message: Uuid, spots: &[Spot]) -> Result<Vec<Re
     .await?;
     let pushes = db
         .prepare_cached(
-            "SELECT i.user_id, i.push_state, i.push_attempts FROM unnest($1::bigint[], $2::bigint[]) AS t (id, cursor)
-             JOIN inbox i ON i.user_id = t.id AND i.cursor = t.cursor AND i.message = $3",
+            "SELECT i.user_id, i.push_state, i.push_attempts
+             FROM unnest($1::bigint[], $2::bigint[], $3::uuid[]) AS t (id, cursor, message)
+             JOIN inbox i ON i.user_id = t.id AND i.cursor = t.cursor AND i.message = t.message",
         )
         .await?;
     let mut push_of: HashMap<i64, Progress> = HashMap::new();
-    for row in db.query(&pushes, &[&ids, &cursors, &message]).await? {
+    for row in db.query(&pushes, &[&ids, &cursors, &vec![message; ids.len()]]).await? {
         push_of.insert(row.try_get(0)?, Progress { state: state(&row, 1)?, attempts: attempts(&row, 2)? });
     }
     let of = |devices: &HashMap<i64, Vec<DeviceId>>, id| devices.get(&id).cloned().unwrap_or_default();

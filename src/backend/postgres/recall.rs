@@ -3,6 +3,7 @@
 use super::columns::{Result, spots, state};
 use super::connect::end;
 use super::read::named;
+use crate::backend::durable::fanout::BITE;
 use crate::backend::durable::forms::{endpoint_number, number};
 use crate::domain::callback::{CallbackState, Endpoint};
 use crate::domain::seat::UserId;
@@ -44,13 +45,19 @@ impl Recall {
             .await?;
         let Some(row) = found else { return Ok(None) };
         let spots = spots(&row, 0)?;
-        let (users, cursors): (Vec<i64>, Vec<i64>) = spots.iter().map(|&(user, at)| (user, number(at))).unzip();
-        db.execute(
-            "UPDATE inbox i SET expires_at = 0 FROM unnest($1::bigint[], $2::bigint[]) AS t (user_id, cursor)
-             WHERE i.user_id = t.user_id AND i.cursor = t.cursor AND i.message = $3",
-            &[&users, &cursors, &self.id],
-        )
-        .await?;
+        let take_out = db
+            .prepare_cached(
+                "UPDATE inbox i SET expires_at = 0
+                 FROM unnest($1::bigint[], $2::bigint[], $3::uuid[]) AS t (user_id, cursor, message)
+                 WHERE i.user_id = t.user_id AND i.cursor = t.cursor AND i.message = t.message",
+            )
+            .await?;
+        for part in spots.chunks(BITE) {
+            let (users, cursors): (Vec<i64>, Vec<i64>) = part.iter().map(|&(user, at)| (user, number(at))).unzip();
+            // A list too, though it is one: a server that expects few rows of a message would find those first, and look through the parts
+            // for each.
+            db.execute(&take_out, &[&users, &cursors, &vec![self.id; part.len()]]).await?;
+        }
         // One that is dead may be tried again by the operator.
         let wanted = matches!(state(&row, 1)?, CallbackState::Waiting | CallbackState::Failing | CallbackState::Dead);
         let forget = if wanted {

@@ -5,6 +5,7 @@ use super::columns::{Result, spots, state};
 use super::connect::end;
 use super::partitions::Partitions;
 use super::writer::Rules;
+use crate::backend::durable::fanout::BITE;
 use crate::backend::durable::forms::{endpoint_of, first_id, number};
 use crate::domain::callback::{CallbackState, Endpoint};
 use crate::domain::time::Timestamp;
@@ -42,8 +43,7 @@ async fn sweep_brief(db: &Client, now: Timestamp) -> Result<i64> {
             &[&now.as_ms(), &BITE_ROWS],
         )
         .await?;
-    let (mut users, mut cursors, mut of) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut kept, mut gone) = (Vec::new(), Vec::new());
+    let (mut places, mut kept, mut gone) = (Vec::new(), Vec::new(), Vec::new());
     let mut count = 0;
     for row in &rows {
         if count >= BITE_ROWS {
@@ -51,9 +51,7 @@ async fn sweep_brief(db: &Client, now: Timestamp) -> Result<i64> {
         }
         let id: Uuid = row.try_get(0)?;
         for (user, cursor) in spots(row, 1)? {
-            users.push(user);
-            cursors.push(number(cursor));
-            of.push(id);
+            places.push((user, number(cursor), id));
             count += 1;
         }
         let pending = matches!(state(row, 2)?, CallbackState::Waiting | CallbackState::Failing | CallbackState::Dead);
@@ -63,12 +61,17 @@ async fn sweep_brief(db: &Client, now: Timestamp) -> Result<i64> {
     if count == 0 {
         return Ok(0);
     }
-    db.execute(
-        "DELETE FROM inbox i USING unnest($1::bigint[], $2::bigint[], $3::uuid[]) AS t (user_id, cursor, message)
-         WHERE i.user_id = t.user_id AND i.cursor = t.cursor AND i.message = t.message",
-        &[&users, &cursors, &of],
-    )
-    .await?;
+    // Few at a time, as for a recall.
+    for part in places.chunks(BITE) {
+        let (users, (cursors, messages)): (Vec<i64>, (Vec<i64>, Vec<Uuid>)) =
+            part.iter().map(|&(user, cursor, message)| (user, (cursor, message))).unzip();
+        db.execute(
+            "DELETE FROM inbox i USING unnest($1::bigint[], $2::bigint[], $3::uuid[]) AS t (user_id, cursor, message)
+             WHERE i.user_id = t.user_id AND i.cursor = t.cursor AND i.message = t.message",
+            &[&users, &cursors, &messages],
+        )
+        .await?;
+    }
     db.execute("UPDATE message SET kept = TRUE, brief = NULL WHERE id = ANY($1)", &[&kept]).await?;
     db.execute("DELETE FROM message WHERE id = ANY($1)", &[&gone]).await?;
     Ok(count)

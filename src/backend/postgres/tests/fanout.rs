@@ -419,3 +419,23 @@ async fn a_doctor_tells_of_a_send_that_does_not_reach_all() {
     let told = complaints(&database).await;
     assert!(told.iter().any(|told| told.starts_with("1 messages were begun long ago")), "{told:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_of_very_many_does_not_hang_on_what_the_server_expects_to_find() {
+    let database = Postgres::shared().database();
+    let store = open_at(database.url(), &roomy()).await.unwrap();
+    let names: Vec<_> = (0..20_000).map(|n| format!("u{n}")).collect();
+    let to_all = || {
+        let append = to_at(&names.iter().map(String::as_str).collect::<Vec<_>>(), at(0));
+        Append { push_due: vec![], ..append }
+    };
+    sent(&*store, to_all()).await;
+    // From now on it expects no row of a later message. It then looked for all of that message's, and for each through all that was asked for,
+    // which took longer than a statement may.
+    database.sql("ANALYZE");
+    let (stored, _) = sent(&*store, to_all()).await;
+    assert_eq!(store.message(stored.id, at(0)).await.unwrap().unwrap().recipients.len(), names.len());
+    let recalled = store.recall(stored.id, false, false, at(0)).await.unwrap().unwrap();
+    assert_eq!(recalled.recipients.len(), names.len());
+    assert_eq!(count(&database, "inbox WHERE expires_at <> 0"), names.len());
+}
