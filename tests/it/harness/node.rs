@@ -415,13 +415,11 @@ impl Node {
     /// Fills a user's only device, which doesn't read, until nothing has been taken for three times in a row.
     #[track_caller]
     pub fn stick(&self, user: &str) {
-        // Long enough for a busy machine, on which what isn't stuck may be slow.
-        const TTL_MS: u64 = 250;
         let filling = "f".repeat(30_000);
         let mut refused = 0;
         for _ in 0..1_000 {
             let payload = json!({"filling": filling});
-            let message = json!({"from": "alice", "to": {"users": [user]}, "type": "fill", "payload": payload, "online_only": true, "ttl_ms": TTL_MS});
+            let message = json!({"from": "alice", "to": {"users": [user]}, "type": "fill", "payload": payload, "online_only": true, "ttl_ms": 40});
             let answer = self.backend().send(message).expect(200).json();
             match answer["recipients"][0]["outcome"].as_str().unwrap() {
                 "expired" => refused += 1,
