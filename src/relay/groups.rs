@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 /// Members are read from the store so many at a time.
 const READ_AT_ONCE: usize = 10_000;
+
 impl Relay {
     /// Changes a group's members, all or nothing; returns how many were added, removed, and are there now.
     pub async fn change_members(&self, group: &GroupId, change: MemberChange) -> Result<(usize, usize, usize), Error> {

@@ -4,7 +4,10 @@
 //! What was begun is certain to be completed: after a failure or a crash the store itself says what is left over.
 
 use super::queue::closed;
-use crate::ports::{Append, RECIPIENTS_AT_ONCE, StoreError};
+use super::recipients::Spot;
+use crate::domain::seat::UserId;
+use crate::domain::time::Timestamp;
+use crate::ports::{Append, RECIPIENTS_AT_ONCE, StoreError, Stored};
 use async_trait::async_trait;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 /// Recipients of one bite. A send to no more than these is one transaction.
 pub const BITE: usize = RECIPIENTS_AT_ONCE;
@@ -41,6 +45,54 @@ pub trait Steps: Send + Sync + 'static {
 
     /// What was begun and has nobody who goes on with it, the oldest first. Their callbacks are leased to nobody.
     async fn left_over(&self) -> Result<Vec<Self::Fanout>, StoreError>;
+}
+
+/// What doesn't change while a send is written.
+pub struct Plan {
+    pub message: Uuid,
+    pub sent_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub recipients: Vec<UserId>,
+    /// Of the first so many recipients.
+    pub push_due: Vec<Timestamp>,
+    /// A storage callback is made.
+    pub storage: bool,
+    /// It is leased to the caller.
+    pub lease: bool,
+    pub key: Option<String>,
+}
+
+impl Plan {
+    /// Of a send that the caller waits for.
+    pub fn of(new: &Append) -> Self {
+        Self {
+            message: new.message.id,
+            sent_at: new.message.sent_at,
+            expires_at: new.expires_at,
+            recipients: new.recipients.clone(),
+            push_due: new.push_due.clone(),
+            storage: new.storage_callback,
+            lease: new.lease.storage,
+            key: new.key.as_ref().map(|key| key.key.clone()),
+        }
+    }
+
+    /// The answer, when the recipients are at these places.
+    pub fn stored(&self, places: &[Spot]) -> Stored {
+        let places = places.iter().map(|spot| spot.1);
+        Stored {
+            id: self.message,
+            sent_at: self.sent_at,
+            expires_at: self.expires_at,
+            recipients: self.recipients.iter().cloned().zip(places).collect(),
+        }
+    }
+}
+
+/// Of a list that has an item for each recipient, or for the first so many: those of the part that begins with the recipient `first`.
+pub fn part<T>(list: &[T], first: usize) -> &[T] {
+    let rest = list.get(first..).unwrap_or_default();
+    &rest[..rest.len().min(BITE)]
 }
 
 /// The result of [`Steps::begin`].

@@ -15,14 +15,14 @@ use super::read::named;
 use super::rows::{Locked, Rows, Statements};
 use super::transaction::Transaction;
 use super::writer::Rules;
-use crate::backend::durable::fanout::{BITE, Begun, Steps, Wait};
+use crate::backend::durable::fanout::{BITE, Begun, Plan, Steps, Wait, part};
 use crate::backend::durable::forms::{callback_id, made_at};
 use crate::backend::durable::recipients::{Spot, encode};
 use crate::domain::callback::{Callback, Endpoint};
 use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
 use crate::domain::time::Timestamp;
-use crate::ports::{Append, Appended, StoreError, Stored};
+use crate::ports::{Append, Appended, StoreError};
 use async_trait::async_trait;
 use deadpool_postgres::Object;
 use parking_lot::Mutex;
@@ -35,6 +35,7 @@ use uuid::{ContextV7, Uuid};
 
 /// Sends that are taken up at a time, as each is in memory whole.
 const TAKEN_UP: i64 = 16;
+
 /// The steps of a large send, each a transaction.
 pub(super) struct Fanouts {
     pub db: Connections,
@@ -46,39 +47,9 @@ pub(super) struct Fanouts {
 
 /// A send that was begun.
 pub(super) struct Fanout {
-    message: Uuid,
-    sent_at: Timestamp,
-    expires_at: Timestamp,
-    recipients: Vec<UserId>,
-    push_due: Vec<Timestamp>,
-    storage: bool,
-    /// The storage callback is leased to the caller.
-    lease: bool,
-    key: Option<String>,
+    plan: Plan,
     /// The places of those who have one: the first so many of the recipients.
     done: Vec<Spot>,
-}
-
-impl Fanout {
-    fn new(new: Append) -> Self {
-        Self {
-            message: new.message.id,
-            sent_at: new.message.sent_at,
-            expires_at: new.expires_at,
-            recipients: new.recipients,
-            push_due: new.push_due,
-            storage: new.storage_callback,
-            lease: new.lease.storage,
-            key: new.key.map(|key| key.key),
-            done: Vec::new(),
-        }
-    }
-
-    /// Of the next part: those of the recipients, or of what else there is one for each.
-    fn next<'a, T>(&self, of: &'a [T]) -> &'a [T] {
-        let rest = of.get(self.done.len()..).unwrap_or_default();
-        &rest[..rest.len().min(BITE)]
-    }
 }
 
 #[async_trait]
@@ -100,40 +71,33 @@ impl Steps for Fanouts {
         let beginning = Beginning { fanouts: self, new: &new, list: encode(&nowhere) };
         Ok(match self.commit(&beginning).await? {
             Some(answer) => nothing(answer),
-            None => Begun::New(Fanout::new(new)),
+            None => Begun::New(Fanout { plan: Plan::of(&new), done: Vec::new() }),
         })
     }
 
     async fn bite(&self, fanout: &mut Fanout) -> std::result::Result<bool, StoreError> {
-        if fanout.done.len() < fanout.recipients.len() {
+        if fanout.done.len() < fanout.plan.recipients.len() {
             let places = self.commit(&Biting { fanouts: self, fanout }).await?;
             fanout.done.extend(places);
         }
-        Ok(fanout.done.len() < fanout.recipients.len())
+        Ok(fanout.done.len() < fanout.plan.recipients.len())
     }
 
     async fn finish(&self, fanout: Fanout) -> std::result::Result<Self::Answer, StoreError> {
-        let storage = fanout.storage.then(|| Callback {
-            id: callback_id(&self.ids.lock(), fanout.sent_at),
+        let storage = fanout.plan.storage.then(|| Callback {
+            id: callback_id(&self.ids.lock(), fanout.plan.sent_at),
             endpoint: Endpoint::Storage,
-            message: fanout.message,
+            message: fanout.plan.message,
             recalled: false,
             recipient: None,
             attempts: 0,
-            due_at: fanout.sent_at,
+            due_at: fanout.plan.sent_at,
         });
-        let leased = Leased::new(&self.leases, storage.iter().filter(|_| fanout.lease).cloned().collect());
+        let leased = Leased::new(&self.leases, storage.iter().filter(|_| fanout.plan.lease).cloned().collect());
         let finishing = Finishing { fanouts: self, fanout: &fanout, storage: storage.map(|callback| callback.id) };
         // If it fails, or was done before and the answer was lost, the callback may be leased although nobody knows of it: it is given back.
         let leased = if self.commit(&finishing).await? { leased } else { Leased::new(&self.leases, Vec::new()) };
-        let places = fanout.done.iter().map(|spot| spot.1);
-        let stored = Stored {
-            id: fanout.message,
-            sent_at: fanout.sent_at,
-            expires_at: fanout.expires_at,
-            recipients: fanout.recipients.into_iter().zip(places).collect(),
-        };
-        Ok((Appended::New(stored, Vec::new()), leased))
+        Ok((Appended::New(fanout.plan.stored(&fanout.done), Vec::new()), leased))
     }
 
     async fn left_over(&self) -> std::result::Result<Vec<Fanout>, StoreError> {
@@ -254,15 +218,17 @@ impl Biting<'_> {
         let held = db.prepare_cached(HELD).await?;
         let there = db.prepare_cached("SELECT spots FROM fanout_part WHERE message = $1 AND first = $2").await?;
         let note = db.prepare_cached("INSERT INTO fanout_part (message, first, spots) VALUES ($1, $2, $3)").await?;
-        let (recipients, first) = (fanout.next(&fanout.recipients), index(fanout.done.len()));
+        let first = fanout.done.len();
+        let (recipients, due) = (part(&fanout.plan.recipients, first), part(&fanout.plan.push_due, first));
+        let first = index(first);
         let names: Vec<&str> = recipients.iter().map(UserId::as_str).collect();
 
         // Sent at once, and done in this order, as in a batch.
         let (begun, held, there, locked) = join!(
             biased;
             db.batch_execute("BEGIN"),
-            async { db.query_opt(&held, &[&fanout.message]).await },
-            async { db.query_opt(&there, &[&fanout.message, &first]).await },
+            async { db.query_opt(&held, &[&fanout.plan.message]).await },
+            async { db.query_opt(&there, &[&fanout.plan.message, &first]).await },
             async { db.query(&statements.lock, &[&names]).await },
         );
         begun?;
@@ -275,18 +241,17 @@ impl Biting<'_> {
         }
         let mut users = Locked::read(&locked)?;
         let places = recipients.iter().map(|user| users.draw(user)).collect::<Result<Vec<Spot>>>()?;
-        let due = fanout.next(&fanout.push_due);
         let mut rows = Rows::default();
-        rows.add_places((fanout.message, fanout.expires_at), &places, due.len(), fanouts.rules);
+        rows.add_places((fanout.plan.message, fanout.plan.expires_at), &places, due.len(), fanouts.rules);
         for (&due_at, &spot) in due.iter().zip(&places) {
-            let id = callback_id(&fanouts.ids.lock(), fanout.sent_at);
-            rows.outbox.add(id, fanout.message, (Endpoint::Push, due_at, None), Some(spot));
+            let id = callback_id(&fanouts.ids.lock(), fanout.plan.sent_at);
+            rows.outbox.add(id, fanout.plan.message, (Endpoint::Push, due_at, None), Some(spot));
         }
         rows.draw_up_to(&users);
         let list = encode(&places);
         let (noted, written) = join!(
             biased;
-            async { db.execute(&note, &[&fanout.message, &first, &list]).await },
+            async { db.execute(&note, &[&fanout.plan.message, &first, &list]).await },
             rows.write(db, &statements),
         );
         noted?;
@@ -315,7 +280,7 @@ impl Transaction for Finishing<'_> {
 impl Finishing<'_> {
     async fn write(&self, db: &Object) -> Result<bool> {
         let Self { fanouts, fanout, storage } = self;
-        let message = &fanout.message;
+        let message = &fanout.plan.message;
         match db.query_opt(HELD, &[message]).await? {
             None => return Ok(false),
             Some(row) if is_holder(&row, &fanouts.leases) => {}
@@ -323,17 +288,17 @@ impl Finishing<'_> {
         }
         let list = encode(&fanout.done);
         db.execute("UPDATE message SET recipients = $2 WHERE id = $1", &[message, &list]).await?;
-        if let Some(key) = &fanout.key {
+        if let Some(key) = &fanout.plan.key {
             let answer = "UPDATE idempotency SET recipients = $3 WHERE key = $1 AND message = $2";
             db.execute(answer, &[key, message, &list]).await?;
         }
         if let Some(id) = *storage {
             let mut rows = Rows::default();
-            let holder = fanout.lease.then_some(fanouts.leases.me);
-            rows.outbox.add(id, fanout.message, (Endpoint::Storage, fanout.sent_at, holder), None);
+            let holder = fanout.plan.lease.then_some(fanouts.leases.me);
+            rows.outbox.add(id, fanout.plan.message, (Endpoint::Storage, fanout.plan.sent_at, holder), None);
             rows.outbox.write(db, &Statements::prepare(db).await?.outbox).await?;
         }
-        forget(db, &[fanout.message]).await?;
+        forget(db, &[fanout.plan.message]).await?;
         Ok(true)
     }
 }
@@ -388,7 +353,8 @@ async fn left_over(db: &Object, me: Uuid) -> Result<Vec<Fanout>> {
         fanouts.push(begun_before(db, row).await?);
     }
     // The others' messages have gone with their partition.
-    let gone: Vec<Uuid> = taken.into_iter().filter(|id| fanouts.iter().all(|fanout| fanout.message != *id)).collect();
+    let gone: Vec<Uuid> =
+        taken.into_iter().filter(|id| fanouts.iter().all(|fanout| fanout.plan.message != *id)).collect();
     if !gone.is_empty() {
         forget(db, &gone).await?;
     }
@@ -406,7 +372,7 @@ async fn begun_before(db: &Object, row: &Row) -> Result<Fanout> {
         wanted.truncate(done.len());
     }
     let pushed = usize::try_from(row.try_get::<_, i32>(4)?).unwrap_or(0);
-    Ok(Fanout {
+    let plan = Plan {
         message,
         sent_at: time(row, 1)?,
         expires_at,
@@ -415,8 +381,8 @@ async fn begun_before(db: &Object, row: &Row) -> Result<Fanout> {
         storage: row.try_get(6)?,
         lease: false,
         key: row.try_get(7)?,
-        done,
-    })
+    };
+    Ok(Fanout { plan, done })
 }
 
 /// Waits until a message has reached all of its recipients, within bounds.

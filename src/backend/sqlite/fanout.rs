@@ -8,19 +8,17 @@ use super::leases::{Leased, Leases};
 use super::read::named;
 use super::readers::Readers;
 use super::writer::Writing;
-use crate::backend::durable::fanout::{BITE, Begun, Steps};
+use crate::backend::durable::fanout::{Begun, Plan, Steps, part};
 use crate::backend::durable::queue::{Size, append_size};
 use crate::backend::durable::recipients::{Spot, encode};
 use crate::domain::callback::Endpoint;
 use crate::domain::message::Cursor;
 use crate::domain::seat::UserId;
-use crate::domain::time::Timestamp;
-use crate::ports::{Append, Appended, StoreError, Stored};
+use crate::ports::{Append, Appended, StoreError};
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Result, params};
 use std::iter::repeat_n;
 use std::sync::Arc;
-use uuid::Uuid;
 
 /// The steps of a large send, each a job of the writer.
 pub(super) struct Fanouts {
@@ -31,39 +29,10 @@ pub(super) struct Fanouts {
 
 /// A send that was begun.
 pub(super) struct Fanout {
+    seq: i64,
     plan: Arc<Plan>,
     /// The places of those who have one: the first so many of the recipients.
     done: Vec<Spot>,
-}
-
-/// What doesn't change while a send is written.
-struct Plan {
-    seq: i64,
-    message: Uuid,
-    sent_at: Timestamp,
-    expires_at: Timestamp,
-    recipients: Vec<UserId>,
-    push_due: Vec<Timestamp>,
-    storage: bool,
-    /// The storage callback is leased to the caller.
-    lease: bool,
-    key: Option<String>,
-}
-
-impl Plan {
-    fn new(new: &Append, seq: i64) -> Self {
-        Self {
-            seq,
-            message: new.message.id,
-            sent_at: new.message.sent_at,
-            expires_at: new.expires_at,
-            recipients: new.recipients.clone(),
-            push_due: new.push_due.clone(),
-            storage: new.storage_callback,
-            lease: new.lease.storage,
-            key: new.key.as_ref().map(|key| key.key.clone()),
-        }
-    }
 }
 
 #[async_trait]
@@ -91,41 +60,28 @@ impl Steps for Fanouts {
         let size = Size { rows: 3, ..append_size(&new) };
         Ok(match write(&self.queue, size, move |db| db.begin(&of, &list)).await? {
             Begun::Answered(answer) => nothing(answer),
-            Begun::New(seq) => Begun::New(Fanout { plan: Arc::new(Plan::new(&new, seq)), done: Vec::new() }),
+            Begun::New(seq) => Begun::New(Fanout { seq, plan: Arc::new(Plan::of(&new)), done: Vec::new() }),
         })
     }
 
     async fn bite(&self, fanout: &mut Fanout) -> std::result::Result<bool, StoreError> {
-        let (plan, first) = (Arc::clone(&fanout.plan), fanout.done.len());
-        let spots = relieve(&self.queue, Size::BITE, move |db| db.bite(&plan, first)).await?;
+        let (seq, plan, first) = (fanout.seq, Arc::clone(&fanout.plan), fanout.done.len());
+        let spots = relieve(&self.queue, Size::BITE, move |db| db.bite(seq, &plan, first)).await?;
         fanout.done.extend(spots);
         Ok(fanout.done.len() < fanout.plan.recipients.len())
     }
 
     async fn finish(&self, fanout: Fanout) -> std::result::Result<Self::Answer, StoreError> {
-        let Fanout { plan, done } = fanout;
+        let Fanout { seq, plan, done } = fanout;
         let (of, list) = (Arc::clone(&plan), encode(&done));
         let size = Size { rows: 4, bytes: list.len() * 2 };
-        let leased = relieve(&self.queue, size, move |db| db.complete(&of, &list)).await?;
-        let places = done.into_iter().map(|spot| spot.1);
-        let stored = Stored {
-            id: plan.message,
-            sent_at: plan.sent_at,
-            expires_at: plan.expires_at,
-            recipients: plan.recipients.iter().cloned().zip(places).collect(),
-        };
-        Ok((Appended::New(stored, Vec::new()), leased))
+        let leased = relieve(&self.queue, size, move |db| db.complete(seq, &of, &list)).await?;
+        Ok((Appended::New(plan.stored(&done), Vec::new()), leased))
     }
 
     async fn left_over(&self) -> std::result::Result<Vec<Fanout>, StoreError> {
         self.readers.read(left_over).await
     }
-}
-
-/// The recipients of the part that begins with the `first`.
-fn part<T>(recipients: &[T], first: usize) -> &[T] {
-    let rest = recipients.get(first..).unwrap_or_default();
-    &rest[..rest.len().min(BITE)]
 }
 
 impl Writing<'_> {
@@ -156,11 +112,11 @@ impl Writing<'_> {
     }
 
     /// The places of a part, which it has already if this was done before and the answer was lost.
-    fn bite(&mut self, plan: &Plan, first: usize) -> Result<Vec<Spot>> {
+    fn bite(&mut self, seq: i64, plan: &Plan, first: usize) -> Result<Vec<Spot>> {
         let done = self
             .db
             .prepare_cached("SELECT spots FROM fanout_part WHERE message = ?1 AND first = ?2")?
-            .query_row(params![plan.seq, first], |row| spots(row, 0))
+            .query_row(params![seq, first], |row| spots(row, 0))
             .optional()?;
         if let Some(done) = done {
             return Ok(done);
@@ -168,22 +124,20 @@ impl Writing<'_> {
         let recipients = part(&plan.recipients, first);
         let places = recipients.iter().map(|user| self.draw(user)).collect::<Result<Vec<Spot>>>()?;
         let due = part(&plan.push_due, first);
-        self.insert_inbox_rows((plan.seq, plan.expires_at), &places, due.len())?;
+        self.insert_inbox_rows((seq, plan.expires_at), &places, due.len())?;
         self.insert_pushes((plan.message, plan.sent_at), recipients, &places, due)?;
         self.db
             .prepare_cached("INSERT INTO fanout_part (message, first, spots) VALUES (?1, ?2, ?3)")?
-            .execute(params![plan.seq, first, encode(&places)])?;
+            .execute(params![seq, first, encode(&places)])?;
         Ok(places)
     }
 
     /// The storage callback that is leased to the caller. None if this was done before and the answer was lost: then it is leased to nobody.
-    fn complete(&mut self, plan: &Plan, list: &[u8]) -> Result<Leased> {
+    fn complete(&mut self, seq: i64, plan: &Plan, list: &[u8]) -> Result<Leased> {
         let mut leased = Vec::new();
-        if self.db.prepare_cached("DELETE FROM fanout WHERE message = ?1")?.execute([plan.seq])? > 0 {
-            self.db.prepare_cached("DELETE FROM fanout_part WHERE message = ?1")?.execute([plan.seq])?;
-            self.db
-                .prepare_cached("UPDATE message SET recipients = ?2 WHERE seq = ?1")?
-                .execute(params![plan.seq, list])?;
+        if self.db.prepare_cached("DELETE FROM fanout WHERE message = ?1")?.execute([seq])? > 0 {
+            self.db.prepare_cached("DELETE FROM fanout_part WHERE message = ?1")?.execute([seq])?;
+            self.db.prepare_cached("UPDATE message SET recipients = ?2 WHERE seq = ?1")?.execute(params![seq, list])?;
             if let Some(key) = &plan.key {
                 self.db
                     .prepare_cached("UPDATE idempotency SET recipients = ?3 WHERE key = ?1 AND message = ?2")?
@@ -226,7 +180,6 @@ fn left_over(db: &Connection) -> Result<Vec<Fanout>> {
         let seq = row.get(0)?;
         let recipients = named(db, &spots(row, 4)?)?.into_iter().map(|(user, _)| user).collect();
         let plan = Plan {
-            seq,
             message: id(row, 1)?,
             sent_at: time(row, 2)?,
             expires_at: time(row, 3)?,
@@ -236,7 +189,7 @@ fn left_over(db: &Connection) -> Result<Vec<Fanout>> {
             lease: false,
             key: row.get(8)?,
         };
-        Ok(Fanout { plan: Arc::new(plan), done: places(db, seq)? })
+        Ok(Fanout { seq, plan: Arc::new(plan), done: places(db, seq)? })
     })?
     .collect()
 }

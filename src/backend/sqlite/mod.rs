@@ -29,7 +29,7 @@ pub use backup::{BackupError, Copied, backup};
 pub use doctor::examine;
 pub use schema::OpenError;
 
-use super::durable::fanout as large;
+use super::durable::fanout::{BITE, Wait, Worker};
 use super::durable::metrics::Metrics;
 use super::durable::queue::{Size, append_size};
 use crate::domain::callback::{Callback, CallbackState, Endpoint, Settlement};
@@ -85,7 +85,7 @@ pub struct SqliteStore {
     queue: Arc<Queue>,
     readers: Arc<Readers>,
     leases: Arc<Leases>,
-    fanouts: large::Worker<Fanouts>,
+    fanouts: Worker<Fanouts>,
     inbox_max: u64,
     stop: Arc<Stop>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -113,7 +113,7 @@ impl SqliteStore {
             queue,
             readers,
             leases,
-            fanouts: large::Worker::start(Arc::new(steps)),
+            fanouts: Worker::start(Arc::new(steps)),
             inbox_max: options.inbox_max,
             stop: Arc::clone(&stop),
             threads: Mutex::default(),
@@ -168,7 +168,7 @@ impl Drop for SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn append(&self, new: Append) -> Result<Appended, StoreError> {
-        let (appended, leased) = if new.recipients.len() > large::BITE {
+        let (appended, leased) = if new.recipients.len() > BITE {
             self.fanouts.append(new).await?
         } else {
             self.write(append_size(&new), move |db| db.append(&new)).await?
@@ -192,7 +192,7 @@ impl Store for SqliteStore {
     ) -> Result<Option<Recalled>, StoreError> {
         let found = self.readers.read(move |db| recall::recipients(db, id, now)).await?;
         let Some(recipients) = found else { return Ok(None) };
-        let wait = large::Wait::begin();
+        let wait = Wait::begin();
         loop {
             match self.write(Size::BITE, move |db| db.recall(id, callback, lease, now)).await? {
                 recall::Outcome::Absent => return Ok(None),
